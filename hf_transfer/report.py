@@ -1,0 +1,223 @@
+"""Tables and a plot from finished runs: Markdown, JSON and PNG."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_transfer.errors import UserError
+from hf_transfer.results import FILE, Run, load_run, write_atomically
+
+HEADER = ("arm", "target accuracy", "macro-F1", "source accuracy", "vs TF-IDF, points", "seconds", "trainable", "MB")
+
+
+def test_set(run: Run) -> str:
+    """Return the name of the set that a run's headline is about."""
+    return "target_test" if "target_test" in run.metrics else "source_test"
+
+
+def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
+    """Return one dict an arm, controls first; the controls of runs on the same data appear once."""
+    out: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for run in runs:
+        which = test_set(run)
+        if run.data["fingerprint"] not in seen:
+            seen.add(run.data["fingerprint"])
+            for name, scores in run.metrics["controls"].items():
+                label = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}[name]
+                cost = (scores["seconds"], scores["trainable_parameters"], scores["peak_memory_mb"])
+                out.append(_row(label, None, scores[which], scores.get("source_test"), None, run, cost))
+    for run in runs:
+        which = test_set(run)
+        difference = run.metrics["differences"][which]["tfidf"]
+        cost = (training_seconds(run), run.trainable_parameters, run.peak_memory_mb)
+        source = run.metrics.get("source_test")
+        out.append(_row(run.method, run.folder.name, run.metrics[which], source, difference, run, cost))
+    return out
+
+
+def _row(
+    arm: str,
+    name: str | None,
+    scores: dict[str, Any],
+    source: dict[str, Any] | None,
+    difference: Any,
+    run: Run,
+    cost: tuple[float, int, int],
+) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "run": name,
+        "target": run.data["target"],
+        "n": scores["n"],
+        "accuracy": scores["accuracy"],
+        "accuracy_interval": scores["intervals"]["accuracy"],
+        "macro_f1": scores["macro_f1"],
+        "macro_f1_interval": scores["intervals"]["macro_f1"],
+        "source_accuracy": source["accuracy"] if source else None,
+        "versus_tfidf": difference,
+        "seconds": cost[0],
+        "trainable_parameters": cost[1],
+        "peak_memory_mb": cost[2],
+    }
+
+
+def training_seconds(run: Run) -> float:
+    """Return the seconds an arm cost: preparing (encoding, heads) and training, without loading and testing."""
+    return round(run.seconds.get("prepare", 0.0) + run.seconds.get("train", 0.0), 1)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return `rows` as a Markdown table whose columns also line up in a terminal."""
+    cells = [list(HEADER)]
+    for row in rows:
+        difference = row["versus_tfidf"]
+        cells.append(
+            [
+                row["arm"] if row["run"] in (None, row["arm"]) else f"{row['arm']} ({row['run']})",
+                _with_interval(row["accuracy"], row["accuracy_interval"]),
+                _with_interval(row["macro_f1"], row["macro_f1_interval"]),
+                "" if row["source_accuracy"] is None else f"{100 * row['source_accuracy']:.1f}",
+                ""
+                if difference is None
+                else _with_interval(difference["value"], (difference["low"], difference["high"]), "+"),
+                f"{row['seconds']:.1f}",
+                f"{row['trainable_parameters']:,}",
+                f"{row['peak_memory_mb']:,}",
+            ]
+        )
+    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _with_interval(value: float, interval: Any, sign: str = "") -> str:
+    low, high = interval
+    return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def verdict(run: Run) -> str:
+    """Return one sentence: did the run beat TF-IDF on the test rows?"""
+    which = test_set(run)
+    difference = run.metrics["differences"][which]["tfidf"]
+    words = "helps" if difference["low"] > 0 else "hurts" if difference["high"] < 0 else "shows no difference"
+    rows = run.metrics[which]["n"]
+    return (
+        f"{run.method} {words} against TF-IDF + logistic regression: "
+        f"{_with_interval(difference['value'], (difference['low'], difference['high']), '+')} points on {rows} rows."
+    )
+
+
+def run_report(run: Run) -> str:
+    """Return the Markdown report of one run."""
+    which = test_set(run)
+    lines = [
+        f"# {run.method}: {', '.join(n for n in run.data['domains'] if n != run.data['target'])} -> "
+        f"{run.data['target'] or 'held-out source rows'}",
+        "",
+        verdict(run),
+        "",
+        table(rows_of([run])),
+        "",
+        "Scores in %, with 95 % bootstrap intervals over the test rows; differences are paired.",
+        "",
+        "## By class",
+        "",
+        "| label | precision | recall | F1 | rows |",
+        "|---|---|---|---|---|",
+    ]
+    for label, scores in run.metrics[which]["per_class"].items():
+        lines.append(
+            f"| {label} | {100 * scores['precision']:.1f} | {100 * scores['recall']:.1f} | {100 * scores['f1']:.1f} "
+            f"| {scores['support']:.0f} |"
+        )
+    before = run.metrics.get("source_test_before")
+    if before:
+        after = run.metrics["source_test"]
+        lines += ["", f"Source accuracy before training {100 * before['accuracy']:.1f} %, after "
+                      f"{100 * after['accuracy']:.1f} %."]  # fmt: skip
+    lines += [
+        "",
+        f"Expected calibration error on the test rows: {100 * run.metrics[which]['calibration_error']:.1f} %.",
+        "",
+        "## Circumstances",
+        "",
+        f"- model: {run.model} ({run.model_revision}), {run.parameters:,} parameters",
+        f"- rows: {', '.join(f'{name} {count}' for name, count in run.data['rows'].items() if count)}",
+        f"- data fingerprint: `{run.data['fingerprint'][:16]}`",
+        f"- seconds: {', '.join(f'{stage} {seconds:.1f}' for stage, seconds in run.seconds.items())}",
+        f"- {run.hardware}, {run.precision}, {run.world_size} process(es), seed {run.seed}",
+        f"- made by: `{run.command}`",
+        "",
+    ]
+    if run.choices:
+        lines.insert(-1, f"- chosen by the method: `{json.dumps(run.choices)}`")
+    return "\n".join(lines)
+
+
+def write_report(folders: list[str], output_dir: str | None = None) -> tuple[str, list[Path]]:
+    """Compare the runs in `folders`: returns the table and the files written (report.md, .json, .png).
+
+    Args:
+        folders: run folders; others among them are passed over if at least one is a run.
+        output_dir: where to write; the runs' common parent by default.
+
+    Raises:
+        UserError: none of the folders is a finished run.
+    """
+    found = [folder for folder in folders if (Path(folder) / FILE).is_file()]
+    if not found:
+        raise UserError(
+            f"no finished run among {', '.join(folders[:4]) or 'nothing'}; give folders that hold a {FILE}."
+        )
+    runs = sorted((load_run(folder) for folder in found), key=training_seconds)
+    rows = rows_of(runs)
+    text = table(rows)
+    where = Path(output_dir) if output_dir else runs[0].folder.parent
+    where.mkdir(parents=True, exist_ok=True)
+    files = [where / f"report.{kind}" for kind in ("md", "json", "png")]
+    lines = ["# Runs", "", text, "", "Scores in %, with 95 % bootstrap intervals over the test rows.", "",
+             "![accuracy against seconds](report.png)", "", *[f"- {verdict(run)}" for run in runs], ""]  # fmt: skip
+    fingerprints = {run.data["fingerprint"] for run in runs}
+    if len(fingerprints) > 1:
+        lines.append(f"These runs are on {len(fingerprints)} different data sets or splits; compare with care.\n")
+    write_atomically(files[0], "\n".join(lines))
+    write_atomically(files[1], json.dumps(rows, indent=2) + "\n")
+    plot(rows, files[2])
+    return text, files
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Draw accuracy with intervals against training seconds; controls as horizontal lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    styles = iter(("--", ":", "-.", "-") * len(rows))
+    colours = iter(plt.get_cmap("tab10").colors * len(rows))  # type: ignore[attr-defined]
+    for row in rows:
+        value = 100 * row["accuracy"]
+        if row["run"] is None:
+            axes.axhline(value, linestyle=next(styles), color="0.4", linewidth=1.2, label=f"{row['arm']} {value:.1f}")
+        else:
+            low, high = (100 * bound for bound in row["accuracy_interval"])
+            axes.errorbar(
+                max(row["seconds"], 0.1), value, yerr=[[value - low], [high - value]], fmt="o", capsize=4,
+                color=next(colours), label=f"{row['run']} {value:.1f}",
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_xlabel("training seconds (log scale)")
+    axes.set_ylabel("accuracy on the test rows, %")
+    axes.grid(visible=True, alpha=0.25)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    part = file.with_name(f".{file.name}")
+    figure.savefig(part, dpi=150, format="png")
+    plt.close(figure)
+    part.replace(file)

@@ -1,0 +1,97 @@
+"""A run and its run.json: all that report, predict and publishing need to know."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_transfer.errors import UserError
+
+FILE = "run.json"
+
+
+@dataclass
+class Run:
+    """One finished training.
+
+    Attributes:
+        folder: where it lies; not written into run.json.
+        task, method, model, model_revision: what was adapted, and how.
+        label_names: in logit order.
+        arguments: every argument that differs from a library default.
+        command: what to type to reproduce it.
+        data: rows, label mix, duplicates, leaks and fingerprint.
+        metrics: scores by set, each with `intervals`; `controls` and paired `differences`.
+        choices: what the method decided by itself.
+        trainable_parameters, parameters: counts.
+        seconds: by stage, and `total`.
+        peak_memory_mb: of this process; `device_peak_memory_mb` where there is an accelerator.
+        world_size: number of processes that trained.
+        precision, seed, hardware, versions, created: the circumstances.
+        format: version of this file's layout.
+    """
+
+    folder: Path
+    task: str
+    method: str
+    model: str
+    model_revision: str
+    label_names: list[str]
+    arguments: dict[str, Any]
+    command: str
+    data: dict[str, Any]
+    metrics: dict[str, Any]
+    choices: dict[str, Any]
+    trainable_parameters: int
+    parameters: int
+    seconds: dict[str, float]
+    peak_memory_mb: int
+    device_peak_memory_mb: int | None
+    world_size: int
+    precision: str
+    seed: int
+    hardware: str
+    versions: dict[str, str]
+    created: str
+    history: list[dict[str, Any]] = field(default_factory=list)
+    format: int = 1
+
+    def save(self, folder: Path) -> None:
+        """Write run.json into `folder`."""
+        content = {key: value for key, value in asdict(self).items() if key != "folder"}
+        write_atomically(folder / FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read the run in `folder`.
+
+    Raises:
+        UserError: there is no finished run, or run.json is damaged.
+    """
+    folder = Path(folder)
+    file = folder / FILE
+    if not file.is_file():
+        more = " (unfinished: it ends in .partial)" if folder.with_name(folder.name + ".partial").is_dir() else ""
+        raise UserError(f"{folder} holds no finished run{more}: {FILE} is missing. Give the --output_dir of a run.")
+    try:
+        return Run(folder=folder, **json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file} can't be read as a run ({error}); make the run again.") from error
+
+
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Write `content` to a temporary file beside `file`, then rename it, so that no half file is ever seen."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(file)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,281 @@
+"""Read one labelled or unlabelled table, wherever it lives, and check it: every problem with its fix.
+
+A table comes from csv, tsv, json, jsonl or parquet files (each also gzipped), a folder of them, a `save_to_disk`
+folder, or a Hub dataset id `name:config@revision`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_transfer.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
+TEXT_COLUMNS = ("text", "sentence", "review", "content", "body", "comment", "message", "document", "review_text",
+                "review_body", "reviewtext", "tweet")  # fmt: skip
+LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target", "polarity", "is_spam", "spam", "stars",
+                 "rating", "y")  # fmt: skip
+MISSING_LIMIT = 0.05
+HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A checked table.
+
+    Attributes:
+        name: short name of the domain, from the file's name.
+        rows: columns `text`, `row` (position in the file), and where there are any `label` (text), `split`, `domain`.
+        notes: what was guessed or dropped, one line each.
+    """
+
+    name: str
+    rows: pd.DataFrame
+    notes: list[str]
+
+
+def read_table(
+    spec: str,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    domain_column: str | None = None,
+    max_rows: int | None = None,
+    labelled: bool = True,
+) -> Table:
+    """Read `spec` into a Table.
+
+    Raises:
+        UserError: it can't be read, lacks a column, or over 5 % of its texts or labels are missing.
+    """
+    dataset = _load(spec)
+    if max_rows is not None and len(dataset) > max_rows:
+        dataset = dataset.shuffle(seed=0).select(range(max_rows))
+    if len(dataset) == 0:
+        raise UserError(f"{spec} holds no rows; give a table with at least a few dozen.")
+    columns = dataset.column_names
+    text = _column(spec, columns, text_column, TEXT_COLUMNS, "text", dataset)
+    label = _column(spec, columns, label_column, LABEL_COLUMNS, "label", dataset) if labelled else None
+    if label is not None and label == text:
+        raise UserError(f"{spec}: text and label are the same column '{text}'; set --text_column and --label_column.")
+    if domain_column and domain_column not in columns:
+        raise UserError(f"{spec} has no column '{domain_column}' (--domain_column); it has: {', '.join(columns)}.")
+
+    import pandas as pd
+
+    rows = pd.DataFrame({"text": dataset[text][:], "row": range(len(dataset))})
+    if label is not None:
+        rows["label"] = _label_names(spec, dataset, label)
+    if domain_column:
+        rows["domain"] = [str(value) for value in dataset[domain_column][:]]
+    if "split" in columns:
+        rows["split"] = _splits(spec, dataset["split"][:])
+    notes = [f"text from column '{text}'" + (f", label from '{label}'" if label else "")]
+    rows, dropped = _drop_missing(spec, rows)
+    return Table(_domain_name(spec), rows, notes + dropped)
+
+
+def open_table(spec: str, text_column: str | None = None) -> tuple[Dataset, str]:
+    """Return the unchanged rows of `spec`, memory-mapped, and the name of their text column.
+
+    Raises:
+        UserError: it can't be read, is empty, or its text column is not obvious.
+    """
+    dataset = _load(spec)
+    if len(dataset) == 0:
+        raise UserError(f"{spec} holds no rows.")
+    return dataset, _column(spec, dataset.column_names, text_column, TEXT_COLUMNS, "text", dataset)
+
+
+def _load(spec: str) -> Dataset:
+    import datasets
+
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            try:
+                return _one_dataset(datasets.load_from_disk(str(path)))
+            except Exception as error:
+                raise UserError(f"{spec} looks like a save_to_disk folder but can't be read: {_line(error)}") from error
+        files = sorted(p for p in path.iterdir() if _format(p) and p.is_file())
+        if not files:
+            raise UserError(f"folder {spec} holds no csv, tsv, json, jsonl or parquet file (plain or .gz).")
+        kinds = {_suffix(p) for p in files}
+        if len(kinds) > 1:
+            raise UserError(f"folder {spec} mixes {', '.join(sorted(kinds))}; keep one format per folder.")
+        return _load_files(spec, files)
+    if path.is_file():
+        if not _format(path):
+            raise UserError(f"{spec}: can't tell the format of '{path.suffix or path.name}'; use csv, tsv, json, jsonl "
+                            "or parquet, plain or .gz.")  # fmt: skip
+        return _load_files(spec, [path])
+    hub_id = HUB_ID.fullmatch(spec)
+    if _format(path) or path.is_absolute() or spec.startswith((".", "~")) or not hub_id:
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"there is no file or folder '{spec}'{nearest(path.name, near)}.")
+    try:
+        loaded = datasets.load_dataset(hub_id["name"], hub_id["config"], revision=hub_id["revision"])
+    except Exception as error:
+        raise UserError(
+            f"'{spec}' is no file or folder here, and as a Hub dataset it can't be loaded: {_line(error)} "
+            "Check the path or the id `name:config@revision`, and the connection."
+        ) from error
+    return _one_dataset(loaded)
+
+
+def _one_dataset(loaded: Any) -> Dataset:
+    import datasets
+
+    if isinstance(loaded, datasets.Dataset):
+        return loaded
+    return datasets.concatenate_datasets(
+        [
+            part if "split" in part.column_names else part.add_column("split", [name] * len(part))
+            for name, part in loaded.items()
+            if name != "unsupervised"
+        ]
+    )
+
+
+def _load_files(spec: str, files: list[Path]) -> Dataset:
+    import datasets
+
+    for file in files:
+        _check_bytes(file)
+    kind = _format(files[0])
+    options: dict[str, Any] = {}
+    if kind == "csv":
+        # everything as text: "NA" and "null" are words, and no column changes type half-way through a file
+        options = {"sep": "\t" if _suffix(files[0]) == ".tsv" else ",", "dtype": str}
+        options |= {"keep_default_na": False, "na_values": [""]}
+    try:
+        return datasets.load_dataset(kind, data_files=[str(f) for f in files], split="train", **options)
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise UserError(f"{spec} can't be read as {kind}: {_line(cause)} Check its rows and quoting.") from error
+
+
+def _check_bytes(file: Path) -> None:
+    """Refuse what the parsers would only fail on obscurely: empty, cut-off, binary or wrongly encoded files."""
+    opener = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opener(file, "rb") as stream:
+            head = stream.read(1 << 24)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{file} is not a whole gzip file ({_line(error)}); compress it again.") from error
+    except OSError as error:
+        raise UserError(f"{file} can't be opened: {error.strerror}; check its permissions.") from error
+    if not head.strip():
+        raise UserError(f"{file} is empty; give a table with a header and rows.")
+    if _format(file) == "parquet":
+        return
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head[:4096]:
+        raise UserError(f"{file} is not UTF-8 text (UTF-16 or binary); save it as UTF-8.")
+    try:
+        head[:-4].decode("utf-8") if len(head) == 1 << 24 else head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = head[: error.start].count(b"\n") + 1
+        if error.start < len(head) - 8:
+            raise UserError(
+                f"{file} is not UTF-8: byte 0x{head[error.start]:02x} in line {line}; save it as UTF-8 "
+                "(for example `iconv -f latin1 -t utf-8`)."
+            ) from error
+
+
+def _suffix(path: Path) -> str:
+    return (Path(path.stem) if path.suffix == ".gz" else path).suffix.lower()
+
+
+def _format(path: Path) -> str:
+    return FORMATS.get(_suffix(path), "")
+
+
+def _domain_name(spec: str) -> str:
+    name = Path(spec.split("@")[0].split(":")[0]).name
+    return name.split(".")[0] or name
+
+
+def _column(
+    spec: str, columns: list[str], asked: str | None, usual: tuple[str, ...], role: str, dataset: Dataset
+) -> str:
+    if asked:
+        if asked not in columns:
+            raise UserError(f"{spec} has no column '{asked}' (--{role}_column){nearest(asked, columns)}; "
+                            f"it has: {', '.join(columns)}.")  # fmt: skip
+        return asked
+    by_lower = {column.lower(): column for column in columns}
+    for name in usual:
+        if name in by_lower:
+            return by_lower[name]
+    if role == "text":
+        strings = [c for c in columns if getattr(dataset.features[c], "dtype", "") in ("string", "large_string")]
+        if len(strings) == 1:
+            return strings[0]
+    raise UserError(f"{spec}: no column is obviously the {role}; name it with --{role}_column. "
+                    f"It has: {', '.join(columns)}.")  # fmt: skip
+
+
+def _label_names(spec: str, dataset: Dataset, column: str) -> list[str | None]:
+    """Labels as their names: ClassLabel names, `true`/`false`, whole numbers without `.0`, stripped text."""
+    feature, values = dataset.features[column], dataset[column][:]
+    if hasattr(feature, "int2str"):
+        return [None if v is None or v < 0 else feature.int2str(v) for v in values]
+    if any(isinstance(v, (list, dict)) for v in values):
+        raise UserError(f"{spec}: column '{column}' holds lists, one label a row is needed; set --label_column.")
+    names = [None if v is None or v != v or not str(v).strip() else str(v).strip() for v in values]
+    present = [name for name in names if name is not None]
+    if any(isinstance(v, bool) for v in values):
+        return [None if n is None else n.lower() for n in names]
+    if present and all(re.fullmatch(r"-?\d+(\.\d+)?", n) for n in present):
+        if any(float(n) != int(float(n)) for n in present):
+            raise UserError(f"{spec}: column '{column}' holds fractions such as {next(n for n in present if '.' in n)}; "
+                            "classes are needed (whole numbers or names).")  # fmt: skip
+        return [None if n is None else str(int(float(n))) for n in names]
+    return names
+
+
+def _splits(spec: str, values: list[Any]) -> list[str]:
+    same = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
+            "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
+    unknown = {str(v) for v in values if str(v).lower() not in same}
+    if unknown:
+        raise UserError(f"{spec}: column 'split' holds {', '.join(sorted(unknown)[:3])}; use train, validation and "
+                        "test, or rename the column.")  # fmt: skip
+    return [same[str(v).lower()] for v in values]
+
+
+def _drop_missing(spec: str, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    notes = []
+    for column, what in (("text", "an empty text"), ("label", "no label")):
+        if column not in rows:
+            continue
+        if column == "text":
+            odd = next((v for v in rows["text"] if isinstance(v, (list, dict))), None)
+            if odd is not None:
+                raise UserError(f"{spec}: the text column holds {type(odd).__name__}s, plain text is needed; "
+                                "set --text_column.")  # fmt: skip
+            rows["text"] = [None if v is None or v != v or not str(v).strip() else str(v) for v in rows["text"]]
+        missing = rows[column].isna()
+        if (share := missing.mean()) > MISSING_LIMIT:
+            raise UserError(
+                f"{spec}: {missing.sum()} of {len(rows)} rows have {what} ({share:.0%}, over {MISSING_LIMIT:.0%}); "
+                f"check --{column}_column or remove those rows."
+            )
+        if missing.any():
+            notes.append(f"dropped {missing.sum()} of {len(rows)} rows with {what}")
+            rows = rows[~missing]
+    return rows.reset_index(drop=True), notes
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200] + ("..." if len(text) > 200 else "") + ("" if text.endswith(".") else ".")

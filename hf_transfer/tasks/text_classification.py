@@ -1,0 +1,91 @@
+"""One label a text: sentiment, topic, spam or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+
+from hf_transfer.errors import UserError
+from hf_transfer.evaluation import classification_scores
+from hf_transfer.tasks import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def encode(tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | None = None) -> tuple[Dataset, float]:
+    """Tokenise `text`, keeping `label` as `labels` and adding `length`.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        dataset: columns `text` and maybe `label`.
+        max_length: tokens kept, special ones included.
+        cache_file: an Arrow file that is read if it is there and written if not.
+
+    Returns:
+        The encoded dataset, and the share of all tokens that were cut.
+
+    Raises:
+        UserError: every text is longer than `max_length`.
+    """
+
+    def batch(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        cut = tokenizer(rows["text"], truncation=True, max_length=max_length, return_overflowing_tokens=True)
+        texts = cut.pop("overflow_to_sample_mapping")
+        first = np.flatnonzero(np.diff(texts, prepend=-1))
+        out = {name: [cut[name][i] for i in first] for name in tokenizer.model_input_names if name in cut}
+        lengths = np.array([len(ids) for ids in cut["input_ids"]])
+        out["length"] = lengths[first].tolist()
+        specials = tokenizer.num_special_tokens_to_add()
+        # an overflow piece repeats the special tokens, which are no loss
+        total = np.bincount(texts, weights=np.maximum(lengths - specials, 0), minlength=len(first)) + specials
+        out["lost"] = (total - lengths[first]).astype(int).tolist()
+        if "label" in rows:
+            out["labels"] = rows["label"]
+        return out
+
+    encoded = dataset.map(
+        batch, batched=True, remove_columns=dataset.column_names, cache_file_name=cache_file, desc="tokenise"
+    )
+    lost = np.array(encoded["lost"][:])
+    if len(lost) and (lost > 0).all():
+        raise UserError(f"every text is longer than --max_length {max_length} tokens; raise it.")
+    share = lost.sum() / max(1, lost.sum() + sum(encoded["length"][:]))
+    return encoded.remove_columns("lost"), float(share)
+
+
+def loss(class_weights: list[float] | None) -> Any:
+    """Return cross-entropy for `Trainer(compute_loss_func=...)`.
+
+    A sum over the rows divided by the number of rows in the *whole* step, so that gradient accumulation and several
+    processes give exactly the loss of one big batch. With `class_weights` each row's loss is scaled by its label's.
+    """
+
+    def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        weight = None if class_weights is None else torch.tensor(class_weights, device=labels.device)
+        total = functional.cross_entropy(outputs["logits"].float(), labels, weight=weight, reduction="sum")
+        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    return compute
+
+
+def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], Any]:
+    """Return a collator that pads to the longest text of a batch, and leaves out `length`."""
+    pad = DataCollatorWithPadding(tokenizer)
+    return lambda rows: pad([{key: value for key, value in row.items() if key != "length"} for row in rows])
+
+
+TASK = Task(
+    pipeline_tag="text-classification",
+    auto_model=AutoModelForSequenceClassification,
+    encode=encode,
+    collator=collator,
+    loss=loss,
+    compute_metrics=classification_scores,
+    headline="accuracy",
+)

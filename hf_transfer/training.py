@@ -1,0 +1,353 @@
+"""Train a prepared model with the stock Trainer, test it, and write the run folder."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_transfer.arguments import as_dict
+from hf_transfer.controls import Control
+from hf_transfer.errors import UserError
+from hf_transfer.evaluation import intervals, paired_difference
+from hf_transfer.features import cache_folder, cache_key
+from hf_transfer.inference import predict_logits
+from hf_transfer.methods import Prepared, Setup
+from hf_transfer.models import longest_input, public_name
+from hf_transfer.resources import Meter, hardware, versions
+from hf_transfer.results import Run, write_atomically
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_transfer.arguments import Arguments
+    from hf_transfer.data import Domains
+    from hf_transfer.models import Loaded
+    from hf_transfer.tasks import Task
+
+SETS = ("train", "validation", "source_test", "target_test")
+SPARE_DISK = 3  # a run folder, a checkpoint and its optimiser state, in multiples of the weights in float32
+
+
+def open_folder(arguments: Arguments) -> Path:
+    """Make and return the folder that the run grows in, `<output_dir>.partial`; it is renamed when all is written.
+
+    Raises:
+        UserError: the output folder holds something, or an unfinished run that is not to be resumed.
+    """
+    final, resume = Path(str(arguments.train.output_dir)), arguments.train.resume
+    if final.is_file() or (final.is_dir() and any(final.iterdir())):
+        what = "a finished run" if (final / "run.json").is_file() else "other files"
+        raise UserError(f"--output_dir {final} holds {what}; name a new folder, or remove it first.")
+    partial = final.with_name(final.name + ".partial")
+    note = partial / "arguments.json"
+    wanted = json.loads(json.dumps(as_dict(arguments), default=str))
+    if resume:
+        if not note.is_file():
+            raise UserError(f"--resume: there is no unfinished run in {partial}; leave --resume out.")
+        started = json.loads(note.read_text(encoding="utf-8"))
+        changed = sorted(key for key in {*started, *wanted} if started.get(key) != wanted.get(key))
+        if changed:
+            raise UserError(f"--resume: the unfinished run was started with other values of {', '.join(changed)}; "
+                            f"give the same, or remove {partial}.")  # fmt: skip
+    elif note.is_file() and arguments.train.process_index == 0:
+        raise UserError(f"{partial} holds an unfinished run; add --resume to continue it, or remove that folder.")
+    return partial
+
+
+def start_folder(arguments: Arguments, partial: Path, loaded: Loaded) -> None:
+    """Write down what is being run, once data and model are known to be good.
+
+    Raises:
+        UserError: too little disk space, or a folder that can't be written.
+    """
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        need = SPARE_DISK * 4 * sum(p.numel() for p in loaded.model.parameters())
+        if (free := shutil.disk_usage(partial).free) < need:
+            partial.rmdir()
+            raise UserError(
+                f"{partial.parent} has {free / 1e9:.1f} GB of free disk; this run needs {need / 1e9:.1f} GB."
+            )
+        write_atomically(partial / "arguments.json", json.dumps(as_dict(arguments), default=str))
+    except OSError as error:
+        raise UserError(
+            f"--output_dir: {partial.parent} can't be written ({error.strerror}); choose another."
+        ) from error
+
+
+def encode_all(
+    arguments: Arguments, domains: Domains, loaded: Loaded, task: Task
+) -> tuple[dict[str, Dataset], dict[str, float]]:
+    """Tokenise every split once, cached on disk: encoded splits, and the share of tokens cut in each.
+
+    Raises:
+        UserError: `--max_length` is beyond what the model takes.
+    """
+    max_length, room = arguments.data.max_length, longest_input(loaded)
+    if max_length > room:
+        raise UserError(f"--max_length {max_length} is beyond the {room} tokens that {loaded.name} takes; lower it.")
+    tokenizer = loaded.tokenizer.backend_tokenizer.to_str()
+    encoded, cut = {}, {}
+    with arguments.train.main_process_first(desc="tokenise"):
+        for name in SETS:
+            rows: Dataset = getattr(domains, name)
+            if not len(rows):
+                encoded[name] = rows
+                continue
+            key = cache_key("encode", tokenizer, domains.facts["fingerprint"], name, rows["row"][:], max_length)
+            encoded[name], cut[name] = task.encode(
+                loaded.tokenizer, rows, max_length, str(cache_folder() / f"tokens-{key}.arrow")
+            )
+    return encoded, cut
+
+
+def class_weights(arguments: Arguments, domains: Domains) -> list[float] | None:
+    """Return one weight a label, mean 1 over the training rows, or None where labels are even enough."""
+    counts = np.bincount(domains.train["label"][:], minlength=len(domains.label_names))
+    wanted = arguments.train.class_weights
+    if wanted == "none" or (wanted == "auto" and counts.max() < 3 * counts.min()):
+        return None
+    return (counts.sum() / (len(counts) * counts)).tolist()
+
+
+def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, partial: Path) -> list[dict[str, Any]]:
+    """Train `prepared.model` with the stock Trainer and return the log; a method that has trained it already logs {}.
+
+    The loss is a sum over rows divided by the rows of the whole step, so gradient accumulation, several processes and
+    one big batch agree.
+    """
+    from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
+    from transformers.trainer_utils import get_last_checkpoint
+
+    trainable = {name: p for name, p in prepared.model.named_parameters() if p.requires_grad}
+    if not trainable:
+        return []
+    label_names = list(setup.loaded.model.config.id2label.values())
+    evaluates = arguments.train.eval_strategy != "no"
+    if evaluates and not len(setup.validation):
+        raise UserError("there are no validation rows to choose a checkpoint by; set --validation_fraction 0 "
+                        "to keep the last one.")  # fmt: skip
+    train_args = replace(
+        arguments.train,
+        output_dir=str(partial / "checkpoints"),
+        remove_unused_columns=False,  # the sampler needs `length`, which the collator leaves out
+        metric_for_best_model=task.headline if evaluates else None,
+        greater_is_better=True if evaluates else None,
+        resume=False,
+    )
+    callbacks = list(prepared.callbacks)
+    if evaluates and train_args.load_best_model_at_end and train_args.early_stopping_patience > 0:
+        callbacks.append(EarlyStoppingCallback(train_args.early_stopping_patience))
+
+    def compute_metrics(output: Any) -> dict[str, float]:
+        logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+        scores = task.compute_metrics(logits, output.label_ids, label_names)
+        return {name: value for name, value in scores.items() if isinstance(value, float) and name != "loss"}
+
+    # transformers 5 would otherwise take the model's plain mean for a loss already scaled to the whole step
+    prepared.model.accepts_loss_kwargs = False
+    setup.loaded.model.accepts_loss_kwargs = False
+    trainer = Trainer(
+        model=prepared.model,
+        args=train_args,
+        data_collator=setup.collator,
+        train_dataset=setup.train,
+        eval_dataset=setup.validation if evaluates else None,
+        compute_loss_func=task.loss(setup.class_weights),
+        compute_metrics=compute_metrics,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if arguments.train.quiet:
+        trainer.remove_callback(ProgressCallback)
+    if prepared.lr_scale:
+        _scale_learning_rates(trainer, prepared.lr_scale)
+    before = {name: p.detach().clone() for name, p in trainable.items()}
+    checkpoint = get_last_checkpoint(train_args.output_dir) if arguments.train.resume and partial.is_dir() else None
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if not np.isfinite(result.training_loss):
+        raise UserError(f"the training loss became {result.training_loss}; lower --learning_rate "
+                        f"(it was {train_args.learning_rate}) or use --precision fp32.")  # fmt: skip
+    unmoved = [name for name, p in trainable.items() if (p.detach().cpu() == before[name].cpu()).all()]
+    if unmoved and trainer.state.global_step > 2 and checkpoint is None:
+        print(f"warning: {len(unmoved)} trainable tensors did not move, among them {unmoved[0]}")
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    return [
+        {key: value for key, value in entry.items() if "per_second" not in key} for entry in trainer.state.log_history
+    ]
+
+
+def _scale_learning_rates(trainer: Any, lr_scale: dict[str, float]) -> None:
+    """Split the Trainer's own parameter groups by learning-rate factor."""
+    optimizer = trainer.create_optimizer()
+    name_of = {id(p): name for name, p in trainer.model.named_parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        by_scale: dict[float, list[Any]] = {}
+        for parameter in group["params"]:
+            by_scale.setdefault(lr_scale.get(name_of[id(parameter)], 1.0), []).append(parameter)
+        groups += [{**group, "params": some, "lr": group["lr"] * scale} for scale, some in by_scale.items()]
+    optimizer.param_groups[:] = groups
+
+
+def score(
+    model: Any, encoded: dict[str, Dataset], setup: Setup, task: Task, arguments: Arguments, sets: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return scores with intervals, and logits in input order, for each of `sets` that has rows."""
+    label_names = list(setup.loaded.model.config.id2label.values())
+    scores, logits = {}, {}
+    for name in sets:
+        if not len(encoded[name]):
+            continue
+        logits[name] = predict_logits(
+            model, encoded[name], setup.collator, precision=setup.precision,
+            batch_size=arguments.train.per_device_eval_batch_size, quiet=setup.quiet,
+        )  # fmt: skip
+        labels = np.array(encoded[name]["labels"][:])
+        scores[name] = task.compute_metrics(logits[name], labels, label_names)
+        scores[name]["intervals"] = intervals(logits[name].argmax(axis=1), labels, seed=setup.seed)
+    return scores, logits
+
+
+def compare(
+    controls: dict[str, Control], domains: Domains, setup: Setup, task: Task, logits: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return `controls` (their scores and costs) and `differences` (this model minus each, paired, by test set)."""
+    scores: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
+    for name, control in controls.items():
+        scores[name] = {
+            "seconds": control.seconds,
+            "trainable_parameters": control.trainable_parameters,
+            "peak_memory_mb": control.peak_memory_mb,
+        }
+        for which, output in control.logits.items():
+            labels = np.array(getattr(domains, which)["label"][:])
+            scores[name][which] = task.compute_metrics(output, labels, domains.label_names)
+            scores[name][which]["intervals"] = intervals(output.argmax(axis=1), labels, seed=setup.seed)
+            right, right_other = logits[which].argmax(axis=1) == labels, output.argmax(axis=1) == labels
+            differences.setdefault(which, {})[name] = paired_difference(right, right_other, seed=setup.seed)
+    return {"controls": scores, "differences": differences}
+
+
+def finish(
+    prepared: Prepared,
+    setup: Setup,
+    task: Task,
+    arguments: Arguments,
+    domains: Domains,
+    encoded: dict[str, Dataset],
+    meter: Meter,
+    partial: Path,
+    *,
+    recipe: str,
+    controls: dict[str, Control],
+    history: list[dict[str, Any]],
+    before: dict[str, Any],
+) -> Run:
+    """Merge, test, compare with the controls, and write the run folder; renamed into place when it is complete.
+
+    Args:
+        prepared, setup, task, arguments, domains, encoded: the run so far.
+        meter: running since the start.
+        partial: the folder that grows.
+        recipe: name of the recipe, for the command that reproduces the run.
+        controls: to compare with.
+        history: the training log.
+        before: source scores before training, or {}.
+    """
+    import torch
+
+    main = arguments.train.process_index == 0
+    trainable = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
+    device_peak = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else None
+    peak = meter.peak_memory // 2**20
+    with meter.stage("save"):
+        adapter = getattr(prepared.model, "peft_config", None)
+        if adapter and main:
+            for config in adapter.values():
+                config.base_model_name_or_path = public_name(setup.loaded.name)
+            prepared.model.save_pretrained(partial / "adapter", save_embedding_layers=False)  # no look-up
+        specials = setup.loaded.tokenizer.num_special_tokens_to_add()
+        model, tokenizer = prepared.merge(prepared.model, setup.loaded.tokenizer)
+        model.eval()
+    added = tokenizer.num_special_tokens_to_add() - specials
+    with meter.stage("evaluate"):
+        if added:  # the merged model wants tokens that the training rows did not have
+            length = arguments.data.max_length + added
+            tested = {name: getattr(domains, name) for name in SETS if name != "train"}
+            encoded = {n: task.encode(tokenizer, rows, length)[0] if len(rows) else rows for n, rows in tested.items()}
+        scores, logits = score(model, encoded, setup, task, arguments, ("validation", "source_test", "target_test"))
+        compared = compare(controls, domains, setup, task, logits)
+    choices = dict(prepared.choices)
+    if setup.class_weights is not None:
+        choices["class_weights"] = [round(weight, 4) for weight in setup.class_weights]
+    with meter.stage("save"):
+        if main:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            _predictions(domains, logits, partial / "predictions.parquet")
+    seconds = {**meter.seconds, "total": round(sum(meter.seconds.values()), 3)}
+    run = Run(
+        folder=Path(str(arguments.train.output_dir)),
+        task=arguments.model.task,
+        method=arguments.model.method,
+        model=public_name(setup.loaded.name),
+        model_revision=arguments.model.model_revision,
+        label_names=domains.label_names,
+        arguments={**as_dict(arguments), "model": public_name(setup.loaded.name)},
+        command=f"hf-transfer run {recipe} {shlex.join(arguments.argv)}",
+        data=domains.facts,
+        metrics={**scores, **({"source_test_before": before} if before else {}), **compared},
+        choices=choices,
+        trainable_parameters=trainable or int(choices.get("head_parameters", 0)),
+        parameters=sum(p.numel() for p in model.parameters()),
+        seconds=seconds,
+        peak_memory_mb=peak,
+        device_peak_memory_mb=device_peak,
+        world_size=arguments.train.world_size,
+        precision=setup.precision,
+        seed=arguments.train.seed,
+        hardware=hardware(),
+        versions=versions(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        history=history,
+    )
+    if main:
+        from hf_transfer.report import run_report
+
+        (partial / "report.md").write_text(run_report(run), encoding="utf-8")
+        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+        (partial / "arguments.json").unlink()
+        run.save(partial)
+        if run.folder.is_dir():
+            run.folder.rmdir()
+        partial.rename(run.folder)
+    return run
+
+
+def _predictions(domains: Domains, logits: dict[str, np.ndarray], file: Path) -> None:
+    """Write one row a tested text: set, domain, row in its file, label, prediction, and a probability a label."""
+    import pandas as pd
+    import scipy.special
+
+    parts = []
+    for name, values in logits.items():
+        rows: Dataset = getattr(domains, name)
+        frame = rows.to_pandas()[["domain", "row", "label"]]
+        frame.insert(0, "set", name)
+        frame["prediction"] = values.argmax(axis=1)
+        for column in ("label", "prediction"):
+            frame[column] = [domains.label_names[int(i)] for i in frame[column]]
+        probabilities = scipy.special.softmax(values, axis=1)
+        for i, label in enumerate(domains.label_names):
+            frame[f"p_{label}"] = probabilities[:, i]
+        parts.append(frame)
+    pd.concat(parts, ignore_index=True).to_parquet(file, index=False)

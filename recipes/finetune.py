@@ -1,0 +1,73 @@
+"""Adapt a pretrained model from a source domain to a target domain.
+
+    accelerate launch recipes/finetune.py --method lora --source books.csv --target kitchen.csv --output_dir runs/lora
+    hf-transfer run finetune --config recipes/configs/amazon_lora.yaml --learning_rate 2e-4
+
+`--method` chooses which weights move; each method has its own few flags and its own default learning rate.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from hf_transfer import tasks
+from hf_transfer.arguments import parse
+from hf_transfer.console import Console
+from hf_transfer.controls import run_controls
+from hf_transfer.data import load_data, summary
+from hf_transfer.errors import reporting_errors
+from hf_transfer.methods import Setup
+from hf_transfer.models import load_model, ordered_labels
+from hf_transfer.resources import Meter
+from hf_transfer.results import Run
+from hf_transfer.training import class_weights, encode_all, finish, fit, open_folder, score, start_folder
+
+
+def main(argv: list[str] | None = None) -> Run:
+    """Read, prepare, train, test and save; returns the run."""
+    arguments = parse(argv, description=__doc__)
+    console = Console(quiet=arguments.train.quiet or arguments.train.process_index > 0)
+    partial = open_folder(arguments)
+    task = tasks.load(arguments.model.task)
+    seed = arguments.train.seed
+    with Meter() as meter:
+        with meter.stage("load"):
+            domains = load_data(arguments.data, seed)
+            domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
+            weights = class_weights(arguments, domains)
+        controls = run_controls(domains, weights, seed, meter)
+        with meter.stage("load"):
+            loaded = load_model(arguments.model, task, domains.label_names, seed)
+            encoded, cut = encode_all(arguments, domains, loaded, task)
+        console.say(summary(domains, cut))
+        console.say(f"model: {loaded.name}; method: {arguments.model.method}; {arguments.training_line()}")
+        start_folder(arguments, partial, loaded)
+        setup = Setup(
+            loaded=loaded,
+            train=encoded["train"],
+            validation=encoded["validation"],
+            collator=task.collator(loaded.tokenizer),
+            precision=arguments.precision,
+            class_weights=weights,
+            seed=seed,
+            quiet=console.quiet,
+        )
+        # a head that came with the model can be tested before it is trained: that shows what training forgets
+        before = (
+            {} if loaded.new_parameters else score(loaded.model, encoded, setup, task, arguments, ("source_test",))[0]
+        )
+        with meter.stage("prepare"):
+            prepared = arguments.method_module.prepare(setup, arguments.method)
+        with meter.stage("train"):
+            history = fit(prepared, setup, task, arguments, partial)
+        run = finish(
+            prepared, setup, task, arguments, domains, encoded, meter, partial,
+            recipe="finetune", controls=controls, history=history, before=before.get("source_test", {}),
+        )  # fmt: skip
+    console.finished(run)
+    return run
+
+
+if __name__ == "__main__":
+    with reporting_errors():
+        main(sys.argv[1:])
