@@ -6,6 +6,7 @@ Precedence: a method's own defaults < ``--config file.yaml`` < the flags on the 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from hf_transfer import methods
 from hf_transfer.errors import UserError, nearest
@@ -110,10 +112,10 @@ class TrainArguments(TrainingArguments):
             self.use_cpu = True
             if self.fsdp:
                 raise UserError("--fsdp has no effect on CPUs (it would silently fall back to DDP); remove it.")
-        if not (self.bf16 or self.fp16):
+        if not (self.bf16 or self.fp16):  # type: ignore[has-type]
             precision = best_precision() if self.precision == "auto" else self.precision
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
-        self.disable_tqdm = self.quiet or self.disable_tqdm
+        self.disable_tqdm = self.quiet or self.disable_tqdm  # type: ignore[has-type]
         super().__post_init__()
 
 
@@ -181,20 +183,26 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> Argu
     for word in argv:
         name = word[2:].split("=")[0]
         if word.startswith("--") and name not in known:
-            raise UserError(
-                f"unknown flag --{name} for method '{_flag(argv, '--method', 'full')}'{nearest(name, known)}; see --help."
-            )
+            used = _flag(argv, "--method", "full")
+            owner = next((m for m in methods.names() if name in _field_names(methods.load(m).Arguments)), None)
+            hint = f" (it is one of --method {owner})" if owner else nearest(name, known)
+            raise UserError(f"unknown flag --{name} for method '{used}'{hint}; see --help.")
     try:
         data, model, method_args, train, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
     except ValueError as error:  # TrainingArguments' own checks
-        raise UserError(str(error).splitlines()[0]) from error
+        text = " ".join(str(error).split()).rstrip(" .:")
+        raise UserError(f"{text[:250]}; see --help.") from error
     if rest:
         raise UserError(f"can't place '{' '.join(rest)}' on the command line; see --help.")
     arguments = Arguments(data, model, method_args, train, method, argv)
     _check(arguments)
     return arguments
+
+
+def _field_names(kind: Any) -> list[str]:
+    return [f.name for f in fields(kind)]
 
 
 def expand(argv: list[str]) -> list[str]:
@@ -219,10 +227,15 @@ def _read_config(path: str) -> list[str]:
         raise UserError(f"--config: there is no file '{path}'; give the path of a YAML file.")
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not readable YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path} is not readable YAML: save it as UTF-8.") from error
+    except yaml.YAMLError as error:
+        mark, what = getattr(error, "problem_mark", None), " ".join(str(getattr(error, "problem", error)).split())
+        where = f"correct it near line {mark.line + 1}" if mark else "correct it"
+        raise UserError(f"--config {path} is not readable YAML: {what[:150]}; {where}.") from error
     if not isinstance(config, dict):
-        raise UserError(f"--config {path} must hold `flag: value` lines, got {type(config).__name__}.")
+        got = "nothing" if config is None else f"a {type(config).__name__}"
+        raise UserError(f"--config {path} must hold `flag: value` lines, got {got}.")
     flags: list[str] = []
     for key, value in config.items():
         if value is None:
@@ -249,13 +262,15 @@ def _check(arguments: Arguments) -> None:
     data, train = arguments.data, arguments.train
     if train.output_dir in (None, "", "trainer_output"):
         raise UserError("--output_dir is missing; name the folder that the run is written to.")
-    if not (data.target_shots == "all" or data.target_shots.isdigit()):
+    if not (data.target_shots == "all" or data.target_shots.isdecimal()):
         raise UserError(f"--target_shots is '{data.target_shots}'; use 0, a whole number per class, or 'all'.")
     for name in ("validation_fraction", "test_fraction"):
         if not 0 <= getattr(data, name) <= 0.9:
             raise UserError(f"--{name} is {getattr(data, name)}; use a share from 0 to 0.9.")
     if data.validation_fraction + data.test_fraction > 0.9:
-        raise UserError("--validation_fraction and --test_fraction together leave under 10 % of the rows to train on.")
+        raise UserError(
+            "--validation_fraction and --test_fraction together leave under 10 % of the rows to train on; lower one."
+        )
     positive = {
         "--learning_rate": train.learning_rate,
         "--num_train_epochs": train.num_train_epochs if train.max_steps <= 0 else 1,
@@ -265,8 +280,16 @@ def _check(arguments: Arguments) -> None:
         "--max_rows": 1 if data.max_rows is None else data.max_rows,
     }
     for name, value in positive.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise UserError(f"{name} is {value}; it must be above 0.")
+    for name, value in {"--weight_decay": train.weight_decay, "--seed": train.seed}.items():
+        if not 0 <= value < 2**32:
+            raise UserError(f"{name} is {value}; it must be 0 or more.")
+    installed = get_available_reporting_integrations()
+    for name in train.report_to:
+        if name not in installed:
+            raise UserError(f"--report_to {name} is unknown or not installed; use none, or install it. There are: "
+                            f"{', '.join(installed) or 'no others'}.")  # fmt: skip
     if data.max_length < 4:
         raise UserError(f"--max_length is {data.max_length}; texts need at least 4 tokens.")
     if data.validation_fraction == 0:  # nothing to choose a checkpoint by: the last one is kept

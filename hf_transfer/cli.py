@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from hf_transfer.errors import UserError, nearest, reporting_errors
 
@@ -53,8 +54,13 @@ def recipe_file(name: str) -> Path:
     return recipes_folder() / f"{name}.py"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="hf-transfer",
         description="Adapt a pretrained language model to a new domain or task, and know whether it helped.",
         epilog=EXAMPLES,
@@ -172,10 +178,13 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _copy(arguments: argparse.Namespace) -> None:
+    from hf_transfer.results import check_writable
+
     source = recipe_file(arguments.recipe)
     target = Path(arguments.folder) / source.name
     if target.exists():
         raise UserError(f"{target} is there already; remove it or copy into another folder.")
+    check_writable(target.parent, "folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     print(f"copied to {target}; run it with: accelerate launch {target} --help")

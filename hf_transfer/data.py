@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from hf_transfer.errors import DataError, UserError, nearest
+from hf_transfer.errors import DataError, UserError, listed, nearest
 from hf_transfer.tables import Table, read_table
 
 if TYPE_CHECKING:
@@ -79,18 +79,21 @@ def load_data(args: DataArguments, seed: int) -> Domains:
         try:
             table = read_table(spec, **(columns | options))
         except UserError as error:
-            problems.append(str(error))
+            problems.extend(str(error).splitlines())
             return None
         notes.extend(f"{table.name}: {note}" for note in table.notes)
         return table
 
-    sources = {}
+    sources: dict[str, pd.DataFrame] = {}
     for spec in args.source:
         if table := read(spec, domain_column=args.domain_column):
             if args.domain_column:
-                sources |= {name: rows.drop(columns="domain") for name, rows in table.rows.groupby("domain")}
+                for name, rows in table.rows.groupby("domain"):
+                    earlier = [sources[name]] if name in sources else []
+                    sources[name] = pd.concat([*earlier, rows.drop(columns="domain")], ignore_index=True)
             else:
                 sources[table.name if table.name not in sources else spec] = table.rows
+    sources_read = bool(sources) and not problems
     target, target_name = None, ""
     if args.target and args.domain_column and args.target in sources:
         target, target_name = sources.pop(args.target), args.target
@@ -99,22 +102,20 @@ def load_data(args: DataArguments, seed: int) -> Domains:
     elif args.target and (table := read(args.target)):
         target, target_name = table.rows, table.name if table.name not in sources else f"{table.name} (target)"
     unlabeled = read(args.target_unlabeled, labelled=False, label_column=None) if args.target_unlabeled else None
-    if problems:
+    unread = bool(problems)
+    label_names = _align(sources, target, target_name, problems) if sources_read and sources else []
+    if unread:
         raise DataError(problems)
 
-    label_names = _align(sources, target, target_name, problems)
     source = pd.concat([rows.assign(domain=name) for name, rows in sources.items()], ignore_index=True)
     source["key"] = [normalise(text) for text in source["text"]]
     if target is None:
         target = source.iloc[:0].copy()
     else:
         target = target.assign(domain=target_name, key=[normalise(text) for text in target["text"]])
-    shots = args.target_shots
-    if problems:
-        raise DataError(problems)
 
     source["split"] = _split(source, args.validation_fraction, args.test_fraction, seed)
-    target["split"] = _split_target(target, target_name, shots, args, seed, problems)
+    target["split"] = _split_target(target, target_name, args, seed, problems)
     duplicates = {
         name: int(rows["key"].duplicated().sum())
         for name, rows in [("source", source), ("target", target)]
@@ -122,13 +123,14 @@ def load_data(args: DataArguments, seed: int) -> Domains:
     }
     conflicts = int((source.groupby("key")["label"].nunique() > 1).sum())
     test_keys = set(target.loc[target["split"] == "test", "key"])
-    leaks = source["key"].isin(test_keys) & (source["split"] != "test")
-    if len(target) and leaks.sum() > 0.5 * len(source):
-        problems.append(
-            f"{leaks.sum()} of {len(source)} source rows are also target test rows; source and target must differ."
-        )
-    source = source[~leaks]
     labelled = pd.concat([source, target], ignore_index=True)
+    is_target = pd.Series(labelled.index >= len(source), index=labelled.index)
+    strays = _strays(labelled, is_target)
+    leaks = strays & labelled["key"].isin(test_keys)
+    if (own := int((leaks & ~is_target).sum())) > 0.5 * len(source):
+        problems.append(f"{own} of {len(source)} source rows are also target test rows; source and target must differ.")
+    else:
+        labelled, is_target = labelled[~strays], is_target[~strays]
     _check_labels(labelled[labelled["split"] == "train"], label_names, problems)
     if len(target) and not test_keys:
         problems.append(f"target {target_name}: no test rows are left; lower --target_shots or give more rows.")
@@ -138,7 +140,9 @@ def load_data(args: DataArguments, seed: int) -> Domains:
         raise DataError(problems)
 
     if leaks.any():
-        notes.append(f"LEAK: {leaks.sum()} source rows are also target test rows; left out of training")
+        notes.append(f"LEAK: {leaks.sum()} rows are also target test rows; left out of training")
+    if others := int((strays & ~leaks).sum()):
+        notes.append(f"left out {others} rows whose text is also in another split")
     if conflicts:
         notes.append(f"{conflicts} source texts occur with different labels")
     absent = sorted(set(label_names) - set(target["label"])) if len(target) else []
@@ -150,8 +154,7 @@ def load_data(args: DataArguments, seed: int) -> Domains:
             notes.append(f"{seen} of {len(unlabeled.rows)} unlabelled texts are also target test rows")
 
     index = {name: i for i, name in enumerate(label_names)}
-    labelled["label"] = [index[label] for label in labelled["label"]]
-    is_target = labelled["domain"] == target_name if len(target) else pd.Series(False, index=labelled.index)
+    labelled = labelled.assign(label=[index[label] for label in labelled["label"]])
     parts = {
         "train": labelled["split"] == "train",
         "validation": labelled["split"] == "validation",
@@ -232,7 +235,9 @@ def _align(
     """Return the label names, in a stable order: whole numbers by value, other names by alphabet."""
     names = {label for rows in sources.values() for label in rows["label"]}
     if len(names) < 2:
-        problems.append(f"the source has one class only ({', '.join(sorted(names)) or 'none'}); at least 2 are needed.")
+        problems.append(
+            f"the source has one class only ({listed(names) or 'none'}); at least 2 are needed, check --label_column."
+        )
     if len(names) > 2 and len(names) > sum(map(len, sources.values())) / 4:
         problems.append(f"the label column has {len(names)} different values, which looks like text or an id; set "
                         "--label_column.")  # fmt: skip
@@ -240,8 +245,8 @@ def _align(
     if target is not None and (unknown := sorted(set(target["label"]) - names)):
         hint = "".join(nearest(label.lower(), {n.lower() for n in names}) for label in unknown[:1])
         problems.append(
-            f"target {target_name} has labels that the source never had: {', '.join(unknown[:5])}{hint}; the source "
-            f"has {', '.join(sorted(names)[:10])}. Rename them to the source's."
+            f"target {target_name} has labels that the source never had: {listed(unknown, 5)}{hint}; the source "
+            f"has {listed(sorted(names))}. Rename them to the source's."
         )
     whole = all(re.fullmatch(r"-?\d+", name) for name in names)
     return sorted(names, key=int if whole else str)
@@ -249,11 +254,13 @@ def _align(
 
 def _split(rows: pd.DataFrame, validation: float, test: float, seed: int) -> pd.Series:
     """Return train / validation / test for each row, by its `split` column or stratified by label."""
-    if "split" in rows and rows["split"].notna().all():
+    if "split" in rows and rows["split"].notna().any():
         given = rows["split"].copy()
         if validation and not (given == "validation").any():
             inner = _split(rows[given == "train"].drop(columns="split"), validation, 0.0, seed)
             given.update(inner)
+        if (free := rows["split"].isna()).any():  # another source has no such column
+            given.update(_split(rows[free].drop(columns="split"), validation, test, seed))
         return given
 
     def assign(keys: np.ndarray) -> list[str]:
@@ -265,29 +272,30 @@ def _split(rows: pd.DataFrame, validation: float, test: float, seed: int) -> pd.
 
 def _assign(rows: pd.DataFrame, assign: Callable[[np.ndarray], list[str]], seed: int) -> pd.Series:
     """Shuffle the distinct texts of each label and give them the names that `assign` lists."""
-    first = rows.drop_duplicates("key").set_index("key")["label"]
+    first = rows.sort_values(["key", "label"]).drop_duplicates("key").set_index("key")["label"]
     where: dict[str, str] = {}
     rng = np.random.default_rng(seed)
     for label in sorted(first.unique()):
-        keys = np.array(sorted(first.index[first == label]))
+        keys = np.array(sorted(first.index[first == label]), dtype=object)
         rng.shuffle(keys)
         where.update(zip(keys, assign(keys), strict=True))
     return rows["key"].map(where).rename("split")
 
 
-def _split_target(
-    target: pd.DataFrame, name: str, shots: str, args: DataArguments, seed: int, problems: list[str]
-) -> pd.Series:
+def _split_target(target: pd.DataFrame, name: str, args: DataArguments, seed: int, problems: list[str]) -> pd.Series:
+    shots = args.target_shots
     if not len(target):
         return pd.Series([], dtype=object, index=target.index)
     if shots == "all":
         return _split(target, args.validation_fraction, args.test_fraction or 0.2, seed)
-    pool = target[target["split"] != "test"] if "split" in target else target
-    test = target["split"].where(target["split"] == "test", "unused") if "split" in target else None
+    pool, test = target.sort_values(["key", "label", "text"]), None
+    if "split" in target:
+        test = target["split"].where(target["split"] == "test", "unused")
+        pool = pool[~pool["key"].isin(target.loc[test == "test", "key"])]
     if shots == "0":
         return pd.Series("test", index=target.index) if test is None else test
     k = int(shots)
-    few = pool.drop_duplicates("key")["label"].value_counts()
+    few = pool.drop_duplicates("key")["label"].value_counts().reindex(sorted(set(target["label"])), fill_value=0)
     if (few < k + (test is None)).any():
         problems.append(
             f"--target_shots {k}: target {name} has only {few.min()} distinct texts labelled {few.idxmin()}; lower it."
@@ -299,8 +307,14 @@ def _split_target(
     if test is None:
         return chosen.replace("rest", "test")
     test.update(chosen.replace("rest", "unused"))
-    test[target["key"].isin(set(target.loc[target["split"] == "test", "key"])) & (test == "train")] = "unused"
     return test
+
+
+def _strays(rows: pd.DataFrame, is_target: pd.Series) -> pd.Series:
+    """Mark the rows whose text is also in a split that comes first: the target's, then test, validation, train."""
+    rank = rows["split"].map({"test": 0, "validation": 1, "train": 2}) + 3 * ~is_target
+    first = rank.groupby(rows["key"]).transform("min")
+    return rank.notna() & (rank % 3 != first % 3)
 
 
 def _check_labels(train: pd.DataFrame, label_names: list[str], problems: list[str]) -> None:
@@ -308,6 +322,6 @@ def _check_labels(train: pd.DataFrame, label_names: list[str], problems: list[st
     rare = [f"{name} ({counts.get(name, 0)})" for name in label_names if counts.get(name, 0) < MIN_ROWS_PER_LABEL]
     if rare:
         problems.append(
-            f"too few training rows labelled {', '.join(rare)}; at least {MIN_ROWS_PER_LABEL} are needed. Add rows, "
+            f"too few training rows labelled {listed(rare)}; at least {MIN_ROWS_PER_LABEL} are needed. Add rows, "
             "drop those labels, or lower --test_fraction and --validation_fraction."
         )

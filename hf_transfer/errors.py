@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 
+PATH_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR)
+
 
 class UserError(Exception):
     """An input we can't take: says what we got, what we need and what to change."""
@@ -35,6 +37,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+def listed(names: Iterable[object], most: int = 10) -> str:
+    """Return `names` with commas, fit for one line: long ones cut, and of very many only the first."""
+    words = [" ".join(str(name).split()) for name in names]
+    shown = ", ".join(word if len(word) <= 30 else f"{word[:27]}..." for word in words[:most])
+    return shown + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Turn a UserError into its lines on stderr and exit code 2, without a traceback."""
@@ -44,11 +53,15 @@ def reporting_errors() -> Iterator[None]:
     except UserError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run again.", 2)
+        if error.errno == errno.ENOSPC:
+            _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run again.", 2)
+        if error.errno in PATH_TROUBLE:
+            path = str(error.filename)
+            path = path if len(path) <= 200 else f"{path[:200]}..."
+            _fail(f"{path}: {error.strerror}; check its permissions or name another.", 2)
+        raise
     except KeyboardInterrupt:
-        _fail("interrupted; add --resume to go on from the last checkpoint.", 130)
+        _fail("interrupted; if training had begun, --resume goes on from its last checkpoint.", 130)
 
 
 def refuse_namesake() -> None:

@@ -47,11 +47,12 @@ def classification_scores(logits: np.ndarray, labels: np.ndarray, label_names: l
     }
 
 
-def intervals(predictions: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float]]:
+def intervals(predictions: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
     """Return 95 % percentile-bootstrap intervals over rows for accuracy and macro_f1.
 
     Args:
-        predictions, labels: (rows,) class indices.
+        predictions: (rows,) class indices.
+        labels: likewise, the true ones.
         seed: of the resampling.
     """
     classes = np.unique(np.concatenate([predictions, labels]))
@@ -61,8 +62,8 @@ def intervals(predictions: np.ndarray, labels: np.ndarray, seed: int = 0) -> dic
         for label in classes:
             hit = ((predicted == label) & (true == label)).sum(axis=axis)
             total = (predicted == label).sum(axis=axis) + (true == label).sum(axis=axis)
-            scores.append(2 * hit / np.maximum(total, 1))
-        return np.mean(scores, axis=0)
+            scores.append(np.where(total > 0, 2 * hit / np.maximum(total, 1), np.nan))
+        return np.nanmean(scores, axis=0)  # as in the metric: a class that the resample lacks does not count
 
     def accuracy(predicted: np.ndarray, true: np.ndarray, axis: int = -1) -> np.ndarray:
         return (predicted == true).mean(axis=axis)
@@ -71,7 +72,7 @@ def intervals(predictions: np.ndarray, labels: np.ndarray, seed: int = 0) -> dic
     small = np.min_scalar_type(int(classes.max()) if len(classes) else 0)
     data = (predictions.astype(small), labels.astype(small))
     for name, statistic in (("accuracy", accuracy), ("macro_f1", macro_f1)):
-        out[name] = _bootstrap(data, statistic, seed)
+        out[name] = list(_bootstrap(data, statistic, seed))
     return out
 
 
@@ -79,7 +80,8 @@ def paired_difference(right: np.ndarray, right_other: np.ndarray, seed: int = 0)
     """Return the accuracy difference on the same rows with its 95 % paired-bootstrap interval.
 
     Args:
-        right, right_other: (rows,) True where each model is right.
+        right: (rows,) True where this model is right.
+        right_other: likewise, for the model it is compared with.
         seed: of the resampling.
 
     Returns:
@@ -91,6 +93,8 @@ def paired_difference(right: np.ndarray, right_other: np.ndarray, seed: int = 0)
 
 
 def _bootstrap(data: tuple[np.ndarray, ...], statistic: Any, seed: int) -> tuple[float, float]:
+    if len(data[0]) == 1:  # nothing to resample, and scipy refuses
+        return (float(statistic(*data)),) * 2
     result = scipy.stats.bootstrap(
         data,
         statistic,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DEFAULT_ID = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -74,6 +76,7 @@ def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: i
         UserError: no such model, no safetensors, offline, a model without this task's head, code that would run.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
     name = args.model or default_model()
@@ -83,6 +86,11 @@ def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: i
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(_why(name, error)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files are missing
+        raise UserError(_why(name, ValueError("it has no tokenizer")))
+    known = config.to_dict()
+    # dropout on attention weights is most of their cost on a CPU, and changes no score beyond noise (benchmarks/)
+    options |= dict.fromkeys((key for key in ATTENTION_DROPOUT if key in known), 0.0)
     same_labels = list(config.id2label.values()) == label_names
     id2label = dict(enumerate(label_names))
     torch.manual_seed(seed)  # the new head's first weights
@@ -98,7 +106,7 @@ def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: i
             dtype=torch.float32,
             **options,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(_why(name, error)) from error
     new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
     if not new and not same_labels:
@@ -128,10 +136,11 @@ def ordered_labels(args: ModelArguments, label_names: list[str]) -> list[str]:
 def longest_input(loaded: Loaded) -> int:
     """Return how many tokens the model takes, special tokens included."""
     config = loaded.model.config
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= 2  # their positions start behind the padding index
-    return min(positions, loaded.tokenizer.model_max_length)
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if positions is None:
+        return loaded.tokenizer.model_max_length
+    # RoBERTa's positions start behind the padding index
+    return positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
 
 
 def layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -151,16 +160,23 @@ def _head(model: PreTrainedModel) -> str:
     return next(name for name in reversed(names) if any(True for _ in model.get_submodule(name).parameters()))
 
 
+def brief(error: Exception) -> str:
+    """Return the first sentence of another library's error message, cut to fit into a line of ours."""
+    text = " ".join(str(error).split()).split(". ")[0].rstrip(".: ")
+    return (text if len(text) <= 120 else f"{text[:117]}...") or type(error).__name__
+
+
 def _why(name: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     if Path(name).expanduser().is_dir():
-        reason = "has no model.safetensors" if "safetensors" in text else text[:200]
+        missing = not (Path(name).expanduser() / "model.safetensors").is_file() and "safetensors" in text
+        reason = "has no model.safetensors" if missing else brief(error)
         return f"model folder {name} can't be loaded: {reason}. Give a folder with config.json, model.safetensors and a tokenizer."  # fmt: skip  # noqa: E501
     if "trust_remote_code" in text:
         return f"model '{name}' needs code from its repository to run, which is never executed here; choose another."
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"there is no model folder '{name}'; check --model."
     return (
-        f"model '{name}' is neither a folder here nor to be had from the Hub ({text[:120]}); check --model and the "
+        f"model '{name}' is neither a folder here nor to be had from the Hub ({brief(error)}); check --model and the "
         "connection, or leave it out for the embedded default."
     )

@@ -74,7 +74,8 @@ def fit_pool(
         states: cached token states.
         labels: (rows,) class indices, in input order.
         rows: which positions of `states.order` to train on.
-        classes, pools: the head's size.
+        classes: number of logits.
+        pools: number of pools, the plain mean included.
         weight_decay: AdamW's; the head's regularisation.
         class_weights: one weight a class, or None.
         seed: of first weights, batch order and token dropout.

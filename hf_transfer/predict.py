@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_transfer.errors import UserError
-from hf_transfer.results import load_run
+from hf_transfer.results import check_writable, load_run
 
 if TYPE_CHECKING:
     import pandas as pd
+    from datasets import Dataset
 
 CHUNK = 8192
 
@@ -50,10 +51,13 @@ def predict_rows(
         raise UserError(f"--output {output}: use a file ending in .csv, .tsv, .jsonl or .parquet.")
     if file.exists():
         raise UserError(f"--output {output} is there already; remove it or name another file.")
+    check_writable(file.parent, "--output")
     if batch_size < 1:
         raise UserError(f"--batch_size is {batch_size}; it must be at least 1.")
+    from hf_transfer.console import Console
     from hf_transfer.tables import open_table
 
+    Console(quiet=quiet)
     dataset, text = open_table(data, text_column)
     added = ["prediction", "confidence", *[f"p_{label}" for label in run.label_names]]
     if clash := [name for name in added if name in dataset.column_names]:
@@ -65,7 +69,10 @@ def predict_rows(
     start, empty = time.perf_counter(), 0
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
-    with _Writer(part, file.suffix) as writer, tqdm(total=len(dataset), unit="row", disable=quiet) as bar:
+    with (
+        _Writer(part, file.suffix, _schema(dataset, added)) as writer,
+        tqdm(total=len(dataset), unit="row", disable=quiet) as bar,
+    ):
         for begin in range(0, len(dataset), CHUNK):
             frame = dataset.select(range(begin, min(begin + CHUNK, len(dataset)))).to_pandas()
             texts = ["" if value is None or value != value else str(value).strip() for value in frame[text]]
@@ -91,34 +98,49 @@ def scorer(folder: Path, batch_size: int = 32) -> Any:
     """Load a run's model once; returns a function from texts to probabilities (texts, classes), in input order."""
     import scipy.special
     from datasets import Dataset
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     from hf_transfer import tasks
     from hf_transfer.arguments import best_precision
     from hf_transfer.console import Console
     from hf_transfer.inference import predict_logits
+    from hf_transfer.models import brief
 
     Console(quiet=True)
     run = load_run(folder)
     task = tasks.load(run.task)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = task.auto_model.from_pretrained(folder, use_safetensors=True).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = task.auto_model.from_pretrained(folder, use_safetensors=True).eval()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder}: its model can't be loaded ({brief(error)}); make the run again.") from error
     collator, precision = task.collator(tokenizer), best_precision()
-    length = int(run.arguments["max_length"])
 
     def score(texts: list[str]) -> np.ndarray:
-        encoded, _ = task.encode(tokenizer, Dataset.from_dict({"text": texts}), length)
+        encoded, _ = task.encode(tokenizer, Dataset.from_dict({"text": texts}), tokenizer.model_max_length)
         logits = predict_logits(model, encoded, collator, precision=precision, batch_size=batch_size)
         return scipy.special.softmax(logits, axis=1)
 
     return score
 
 
-class _Writer:
-    """Append data frames to one file of the given format."""
+def _schema(dataset: Dataset, added: list[str]) -> Any:
+    """Return the Arrow schema of `dataset` with the `added` columns; fixed, so that no chunk can differ."""
+    import pyarrow as pa
 
-    def __init__(self, file: Path, suffix: str) -> None:
-        self.file, self.suffix, self.parquet = file, suffix, None
+    schema = dataset.features.arrow_schema.remove_metadata()
+    for name in added:
+        schema = schema.append(pa.field(name, pa.string() if name == "prediction" else pa.float32()))
+    return schema
+
+
+class _Writer:
+    """Append data frames of one Arrow schema to one file of the given format."""
+
+    def __init__(self, file: Path, suffix: str, schema: Any) -> None:
+        self.file, self.suffix, self.schema = file, suffix, schema
+        self.parquet: Any = None
         self.first = True
 
     def __enter__(self) -> _Writer:
@@ -137,10 +159,9 @@ class _Writer:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            batch = pa.Table.from_pandas(frame, preserve_index=False)
             if self.parquet is None:
-                self.parquet = pq.ParquetWriter(self.file, batch.schema)
-            self.parquet.write_table(batch.cast(self.parquet.schema))
+                self.parquet = pq.ParquetWriter(self.file, self.schema)
+            self.parquet.write_table(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
         elif self.suffix == ".jsonl":
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(frame.to_json(orient="records", lines=True, force_ascii=False))

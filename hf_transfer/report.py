@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.errors import UserError
-from hf_transfer.results import FILE, Run, load_run, write_atomically
+from hf_transfer.results import FILE, Run, check_writable, load_run, write_atomically
 
 HEADER = ("arm", "target accuracy", "macro-F1", "source accuracy", "vs TF-IDF, points", "seconds", "trainable", "MB")
 
@@ -102,7 +102,7 @@ def _with_interval(value: float, interval: Any, sign: str = "") -> str:
 
 
 def verdict(run: Run) -> str:
-    """Return one sentence: did the run beat TF-IDF on the test rows?"""
+    """Say in one sentence whether the run beat TF-IDF on the test rows."""
     which = test_set(run)
     difference = run.metrics["differences"][which]["tfidf"]
     words = "helps" if difference["low"] > 0 else "hurts" if difference["high"] < 0 else "shows no difference"
@@ -168,7 +168,7 @@ def write_report(folders: list[str], output_dir: str | None = None) -> tuple[str
         output_dir: where to write; the runs' common parent by default.
 
     Raises:
-        UserError: none of the folders is a finished run.
+        UserError: none of the folders is a finished run, or `output_dir` can't be written.
     """
     found = [folder for folder in folders if (Path(folder) / FILE).is_file()]
     if not found:
@@ -179,6 +179,7 @@ def write_report(folders: list[str], output_dir: str | None = None) -> tuple[str
     rows = rows_of(runs)
     text = table(rows)
     where = Path(output_dir) if output_dir else runs[0].folder.parent
+    check_writable(where, "--output_dir")
     where.mkdir(parents=True, exist_ok=True)
     files = [where / f"report.{kind}" for kind in ("md", "json", "png")]
     lines = ["# Runs", "", text, "", "Scores in %, with 95 % bootstrap intervals over the test rows.", "",
@@ -195,13 +196,14 @@ def write_report(folders: list[str], output_dir: str | None = None) -> tuple[str
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Draw accuracy with intervals against training seconds; controls as horizontal lines."""
     import matplotlib
+    import matplotlib.ticker
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     styles = iter(("--", ":", "-.", "-") * len(rows))
-    colours = iter(plt.get_cmap("tab10").colors * len(rows))  # type: ignore[attr-defined]
+    colours = iter(plt.get_cmap("tab10").colors * len(rows))
     for row in rows:
         value = 100 * row["accuracy"]
         if row["run"] is None:
@@ -213,6 +215,8 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
                 color=next(colours), label=f"{row['run']} {value:.1f}",
             )  # fmt: skip
     axes.set_xscale("log")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.set_xlabel("training seconds (log scale)")
     axes.set_ylabel("accuracy on the test rows, %")
     axes.grid(visible=True, alpha=0.25)

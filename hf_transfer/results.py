@@ -80,7 +80,21 @@ def load_run(folder: str | Path) -> Run:
     try:
         return Run(folder=folder, **json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{file} can't be read as a run ({error}); make the run again.") from error
+        raise UserError(f"{file} can't be read as a run ({str(error)[:100]}); make the run again.") from error
+
+
+def check_writable(path: Path, flag: str) -> Path:
+    """Return the nearest folder above `path`, or `path` itself, that exists; whatever is missing can be made there.
+
+    Raises:
+        UserError: a file is in the way, or the folder can't be written; `flag` is what to change.
+    """
+    here = path.absolute()
+    there = next(folder for folder in (here, *here.parents) if os.path.lexists(folder))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return there
+    reason = "allows no writing" if there.is_dir() else "is a file"
+    raise UserError(f"{flag}: {path} can't be written, {'it' if there == here else there} {reason}; choose another.")
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:

@@ -1,19 +1,22 @@
 """Read one labelled or unlabelled table, wherever it lives, and check it: every problem with its fix.
 
-A table comes from csv, tsv, json, jsonl or parquet files (each also gzipped), a folder of them, a `save_to_disk`
+A table comes from csv, tsv, json, jsonl (each also gzipped) or parquet files, a folder of them, a `save_to_disk`
 folder, or a Hub dataset id `name:config@revision`.
 """
 
 from __future__ import annotations
 
 import gzip
+import logging
+import random
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_transfer.errors import UserError, nearest
+from hf_transfer.errors import DataError, UserError, listed, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,32 +58,44 @@ def read_table(
     """Read `spec` into a Table.
 
     Raises:
-        UserError: it can't be read, lacks a column, or over 5 % of its texts or labels are missing.
+        UserError: it can't be read, lacks columns, or over 5 % of its texts or labels are missing; all found.
     """
     dataset = _load(spec)
+    kept: range | list[int] = range(len(dataset))
     if max_rows is not None and len(dataset) > max_rows:
-        dataset = dataset.shuffle(seed=0).select(range(max_rows))
+        kept = sorted(random.Random(0).sample(kept, max_rows))
+        dataset = dataset.select(kept)
     if len(dataset) == 0:
         raise UserError(f"{spec} holds no rows; give a table with at least a few dozen.")
-    columns = dataset.column_names
-    text = _column(spec, columns, text_column, TEXT_COLUMNS, "text", dataset)
-    label = _column(spec, columns, label_column, LABEL_COLUMNS, "label", dataset) if labelled else None
-    if label is not None and label == text:
-        raise UserError(f"{spec}: text and label are the same column '{text}'; set --text_column and --label_column.")
-    if domain_column and domain_column not in columns:
-        raise UserError(f"{spec} has no column '{domain_column}' (--domain_column); it has: {', '.join(columns)}.")
+    problems: list[str] = []
+
+    def attempt(read: Callable[..., Any], *options: Any) -> Any:
+        try:
+            return read(spec, dataset, *options)
+        except UserError as error:
+            problems.append(str(error))
+            return None
+
+    text = attempt(_text_column, text_column)
+    label = attempt(_column, label_column, LABEL_COLUMNS, "label") if labelled else None
+    if label and label == text:
+        problems.append(f"{spec}: text and label are the same column '{text}'; set --text_column and --label_column.")
+        label = None
+    columns = {
+        "text": attempt(_texts, text) if text else None,
+        "row": kept,
+        "label": attempt(_label_names, label) if label else None,
+        "domain": attempt(_domains, domain_column) if domain_column else None,
+        "split": attempt(_splits) if "split" in dataset.column_names else None,
+    }
 
     import pandas as pd
 
-    rows = pd.DataFrame({"text": dataset[text][:], "row": range(len(dataset))})
-    if label is not None:
-        rows["label"] = _label_names(spec, dataset, label)
-    if domain_column:
-        rows["domain"] = [str(value) for value in dataset[domain_column][:]]
-    if "split" in columns:
-        rows["split"] = _splits(spec, dataset["split"][:])
+    rows = pd.DataFrame({name: values for name, values in columns.items() if values is not None})
     notes = [f"text from column '{text}'" + (f", label from '{label}'" if label else "")]
-    rows, dropped = _drop_missing(spec, rows)
+    rows, dropped = _drop_missing(spec, rows, problems)
+    if problems:
+        raise DataError(problems)
     return Table(_domain_name(spec), rows, notes + dropped)
 
 
@@ -92,8 +107,8 @@ def open_table(spec: str, text_column: str | None = None) -> tuple[Dataset, str]
     """
     dataset = _load(spec)
     if len(dataset) == 0:
-        raise UserError(f"{spec} holds no rows.")
-    return dataset, _column(spec, dataset.column_names, text_column, TEXT_COLUMNS, "text", dataset)
+        raise UserError(f"{spec} holds no rows; give a table with some.")
+    return dataset, _text_column(spec, dataset, text_column)
 
 
 def _load(spec: str) -> Dataset:
@@ -105,10 +120,13 @@ def _load(spec: str) -> Dataset:
             try:
                 return _one_dataset(datasets.load_from_disk(str(path)))
             except Exception as error:
-                raise UserError(f"{spec} looks like a save_to_disk folder but can't be read: {_line(error)}") from error
+                raise UserError(f"{spec} looks like a save_to_disk folder but can't be read: {_line(error)} "
+                                "Save it again, with rows.") from error  # fmt: skip
         files = sorted(p for p in path.iterdir() if _format(p) and p.is_file())
         if not files:
-            raise UserError(f"folder {spec} holds no csv, tsv, json, jsonl or parquet file (plain or .gz).")
+            raise UserError(
+                f"folder {spec} holds no csv, tsv, json, jsonl or parquet file; put some there or name a file."
+            )
         kinds = {_suffix(p) for p in files}
         if len(kinds) > 1:
             raise UserError(f"folder {spec} mixes {', '.join(sorted(kinds))}; keep one format per folder.")
@@ -116,17 +134,17 @@ def _load(spec: str) -> Dataset:
     if path.is_file():
         if not _format(path):
             raise UserError(f"{spec}: can't tell the format of '{path.suffix or path.name}'; use csv, tsv, json, jsonl "
-                            "or parquet, plain or .gz.")  # fmt: skip
+                            "(plain or .gz) or parquet.")  # fmt: skip
         return _load_files(spec, [path])
+    near = nearest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
     hub_id = HUB_ID.fullmatch(spec)
     if _format(path) or path.is_absolute() or spec.startswith((".", "~")) or not hub_id:
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"there is no file or folder '{spec}'{nearest(path.name, near)}.")
+        raise UserError(f"there is no file or folder '{spec}'{near}; check the path.")
     try:
         loaded = datasets.load_dataset(hub_id["name"], hub_id["config"], revision=hub_id["revision"])
     except Exception as error:
         raise UserError(
-            f"'{spec}' is no file or folder here, and as a Hub dataset it can't be loaded: {_line(error)} "
+            f"'{spec}' is no file or folder here{near}, and as a Hub dataset it can't be loaded: {_line(error)} "
             "Check the path or the id `name:config@revision`, and the connection."
         ) from error
     return _one_dataset(loaded)
@@ -137,6 +155,8 @@ def _one_dataset(loaded: Any) -> Dataset:
 
     if isinstance(loaded, datasets.Dataset):
         return loaded
+    if len(loaded) == 1:  # a table whose only part is called `train` is not split
+        return next(iter(loaded.values()))
     return datasets.concatenate_datasets(
         [
             part if "split" in part.column_names else part.add_column("split", [name] * len(part))
@@ -154,14 +174,33 @@ def _load_files(spec: str, files: list[Path]) -> Dataset:
     kind = _format(files[0])
     options: dict[str, Any] = {}
     if kind == "csv":
-        # everything as text: "NA" and "null" are words, and no column changes type half-way through a file
-        options = {"sep": "\t" if _suffix(files[0]) == ".tsv" else ",", "dtype": str}
-        options |= {"keep_default_na": False, "na_values": [""]}
+        options = {"sep": "\t" if _suffix(files[0]) == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # a failure is told once, below
     try:
+        if kind == "csv":
+            # everything as text: "NA" and "null" are words, and no column changes type half-way through a file
+            columns = [_csv_columns(file, options["sep"]) for file in files]
+            options["features"] = datasets.Features(dict.fromkeys(columns[0], datasets.Value("string")))
         return datasets.load_dataset(kind, data_files=[str(f) for f in files], split="train", **options)
+    except UserError:
+        raise
     except Exception as error:
         cause = error.__cause__ or error
+        if any(sign in str(cause) for sign in ("corresponds to no data", "BatchSize must be greater than 0")):
+            raise UserError(f"{spec} holds no rows; give a table with at least a few dozen.") from error
         raise UserError(f"{spec} can't be read as {kind}: {_line(cause)} Check its rows and quoting.") from error
+    finally:
+        datasets.logging.set_verbosity(level)
+
+
+def _csv_columns(file: Path, separator: str) -> list[str]:
+    import pandas as pd
+
+    head = pd.read_csv(file, sep=separator, nrows=1)
+    if not isinstance(head.index, pd.RangeIndex):
+        raise UserError(f"{file}: its rows have more fields than its header has names; quote texts with commas.")
+    return list(head.columns)
 
 
 def _check_bytes(file: Path) -> None:
@@ -171,7 +210,7 @@ def _check_bytes(file: Path) -> None:
         with opener(file, "rb") as stream:
             head = stream.read(1 << 24)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{file} is not a whole gzip file ({_line(error)}); compress it again.") from error
+        raise UserError(f"{file} is not a whole gzip file ({_line(error).rstrip('.')}); compress it again.") from error
     except OSError as error:
         raise UserError(f"{file} can't be opened: {error.strerror}; check its permissions.") from error
     if not head.strip():
@@ -184,7 +223,7 @@ def _check_bytes(file: Path) -> None:
         head[:-4].decode("utf-8") if len(head) == 1 << 24 else head.decode("utf-8")
     except UnicodeDecodeError as error:
         line = head[: error.start].count(b"\n") + 1
-        if error.start < len(head) - 8:
+        if len(head) < 1 << 24 or error.start < len(head) - 8:  # else a character that the limit cut in two
             raise UserError(
                 f"{file} is not UTF-8: byte 0x{head[error.start]:02x} in line {line}; save it as UTF-8 "
                 "(for example `iconv -f latin1 -t utf-8`)."
@@ -196,21 +235,22 @@ def _suffix(path: Path) -> str:
 
 
 def _format(path: Path) -> str:
-    return FORMATS.get(_suffix(path), "")
+    kind = FORMATS.get(_suffix(path), "")
+    return "" if kind == "parquet" and path.suffix == ".gz" else kind
 
 
 def _domain_name(spec: str) -> str:
-    name = Path(spec.split("@")[0].split(":")[0]).name
+    path = Path(spec).expanduser().absolute()
+    name = path.name if path.exists() else Path(spec.split("@")[0].split(":")[0]).name
     return name.split(".")[0] or name
 
 
-def _column(
-    spec: str, columns: list[str], asked: str | None, usual: tuple[str, ...], role: str, dataset: Dataset
-) -> str:
+def _column(spec: str, dataset: Dataset, asked: str | None, usual: tuple[str, ...], role: str) -> str:
+    columns = dataset.column_names
     if asked:
         if asked not in columns:
             raise UserError(f"{spec} has no column '{asked}' (--{role}_column){nearest(asked, columns)}; "
-                            f"it has: {', '.join(columns)}.")  # fmt: skip
+                            f"it has: {listed(columns)}.")  # fmt: skip
         return asked
     by_lower = {column.lower(): column for column in columns}
     for name in usual:
@@ -221,7 +261,27 @@ def _column(
         if len(strings) == 1:
             return strings[0]
     raise UserError(f"{spec}: no column is obviously the {role}; name it with --{role}_column. "
-                    f"It has: {', '.join(columns)}.")  # fmt: skip
+                    f"It has: {listed(columns)}.")  # fmt: skip
+
+
+def _text_column(spec: str, dataset: Dataset, asked: str | None) -> str:
+    import datasets
+
+    name = _column(spec, dataset, asked, TEXT_COLUMNS, "text")
+    if not isinstance(dataset.features[name], (datasets.Value, datasets.ClassLabel, datasets.Json)):
+        raise UserError(f"{spec}: column '{name}' holds lists or objects, plain text is needed; set --text_column.")
+    return name
+
+
+def _texts(spec: str, dataset: Dataset, column: str) -> list[str | None]:
+    values = dataset[column][:]
+    if any(isinstance(v, (list, dict)) for v in values):
+        raise UserError(f"{spec}: column '{column}' holds lists or objects, plain text is needed; set --text_column.")
+    return [None if v is None or v != v or not str(v).strip() else str(v) for v in values]
+
+
+def _domains(spec: str, dataset: Dataset, column: str) -> list[str]:
+    return [str(value) for value in dataset[_column(spec, dataset, column, (), "domain")][:]]
 
 
 def _label_names(spec: str, dataset: Dataset, column: str) -> list[str | None]:
@@ -233,44 +293,40 @@ def _label_names(spec: str, dataset: Dataset, column: str) -> list[str | None]:
         raise UserError(f"{spec}: column '{column}' holds lists, one label a row is needed; set --label_column.")
     names = [None if v is None or v != v or not str(v).strip() else str(v).strip() for v in values]
     present = [name for name in names if name is not None]
-    if any(isinstance(v, bool) for v in values):
+    if {name.lower() for name in present} <= {"true", "false"}:
         return [None if n is None else n.lower() for n in names]
     if present and all(re.fullmatch(r"-?\d+(\.\d+)?", n) for n in present):
         if any(float(n) != int(float(n)) for n in present):
-            raise UserError(f"{spec}: column '{column}' holds fractions such as {next(n for n in present if '.' in n)}; "
-                            "classes are needed (whole numbers or names).")  # fmt: skip
+            fraction = next(n for n in present if float(n) != int(float(n)))
+            raise UserError(f"{spec}: column '{column}' holds fractions such as {fraction}; classes are needed "
+                            "(whole numbers or names).")  # fmt: skip
         return [None if n is None else str(int(float(n))) for n in names]
     return names
 
 
-def _splits(spec: str, values: list[Any]) -> list[str]:
+def _splits(spec: str, dataset: Dataset) -> list[str]:
+    values = dataset["split"][:]
     same = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
             "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
     unknown = {str(v) for v in values if str(v).lower() not in same}
     if unknown:
-        raise UserError(f"{spec}: column 'split' holds {', '.join(sorted(unknown)[:3])}; use train, validation and "
+        raise UserError(f"{spec}: column 'split' holds {listed(sorted(unknown), 3)}; use train, validation and "
                         "test, or rename the column.")  # fmt: skip
     return [same[str(v).lower()] for v in values]
 
 
-def _drop_missing(spec: str, rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def _drop_missing(spec: str, rows: pd.DataFrame, problems: list[str]) -> tuple[pd.DataFrame, list[str]]:
     notes = []
     for column, what in (("text", "an empty text"), ("label", "no label")):
         if column not in rows:
             continue
-        if column == "text":
-            odd = next((v for v in rows["text"] if isinstance(v, (list, dict))), None)
-            if odd is not None:
-                raise UserError(f"{spec}: the text column holds {type(odd).__name__}s, plain text is needed; "
-                                "set --text_column.")  # fmt: skip
-            rows["text"] = [None if v is None or v != v or not str(v).strip() else str(v) for v in rows["text"]]
         missing = rows[column].isna()
         if (share := missing.mean()) > MISSING_LIMIT:
-            raise UserError(
+            problems.append(
                 f"{spec}: {missing.sum()} of {len(rows)} rows have {what} ({share:.0%}, over {MISSING_LIMIT:.0%}); "
                 f"check --{column}_column or remove those rows."
             )
-        if missing.any():
+        elif missing.any():
             notes.append(f"dropped {missing.sum()} of {len(rows)} rows with {what}")
             rows = rows[~missing]
     return rows.reset_index(drop=True), notes

@@ -21,7 +21,7 @@ from hf_transfer.inference import predict_logits
 from hf_transfer.methods import Prepared, Setup
 from hf_transfer.models import longest_input, public_name
 from hf_transfer.resources import Meter, hardware, versions
-from hf_transfer.results import Run, write_atomically
+from hf_transfer.results import Run, check_writable, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,16 +36,18 @@ SPARE_DISK = 3  # a run folder, a checkpoint and its optimiser state, in multipl
 
 
 def open_folder(arguments: Arguments) -> Path:
-    """Make and return the folder that the run grows in, `<output_dir>.partial`; it is renamed when all is written.
+    """Return the folder that the run will grow in, `<output_dir>.partial`; it is renamed when all is written.
 
     Raises:
-        UserError: the output folder holds something, or an unfinished run that is not to be resumed.
+        UserError: the output folder holds something or can't be written, or an unfinished run is not to be resumed.
     """
     final, resume = Path(str(arguments.train.output_dir)), arguments.train.resume
-    if final.is_file() or (final.is_dir() and any(final.iterdir())):
+    if final.is_dir() and any(final.iterdir()):
         what = "a finished run" if (final / "run.json").is_file() else "other files"
         raise UserError(f"--output_dir {final} holds {what}; name a new folder, or remove it first.")
     partial = final.with_name(final.name + ".partial")
+    for folder in (final, partial):
+        check_writable(folder, "--output_dir")
     note = partial / "arguments.json"
     wanted = json.loads(json.dumps(as_dict(arguments), default=str))
     if resume:
@@ -61,25 +63,17 @@ def open_folder(arguments: Arguments) -> Path:
     return partial
 
 
-def start_folder(arguments: Arguments, partial: Path, loaded: Loaded) -> None:
-    """Write down what is being run, once data and model are known to be good.
+def check_space(partial: Path, loaded: Loaded) -> None:
+    """Check that there is room for the run, once data and model are known to be good; `fit` makes the folder.
 
     Raises:
         UserError: too little disk space, or a folder that can't be written.
     """
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        need = SPARE_DISK * 4 * sum(p.numel() for p in loaded.model.parameters())
-        if (free := shutil.disk_usage(partial).free) < need:
-            partial.rmdir()
-            raise UserError(
-                f"{partial.parent} has {free / 1e9:.1f} GB of free disk; this run needs {need / 1e9:.1f} GB."
-            )
-        write_atomically(partial / "arguments.json", json.dumps(as_dict(arguments), default=str))
-    except OSError as error:
-        raise UserError(
-            f"--output_dir: {partial.parent} can't be written ({error.strerror}); choose another."
-        ) from error
+    there = check_writable(partial, "--output_dir")
+    need = SPARE_DISK * 4 * sum(p.numel() for p in loaded.model.parameters())
+    if (free := shutil.disk_usage(there).free) < need:
+        raise UserError(f"{there} has {free / 1e6:,.0f} MB of free disk, this run needs {need / 1e6:,.0f} MB; free "
+                        "some or choose another --output_dir.")  # fmt: skip
 
 
 def encode_all(
@@ -93,7 +87,8 @@ def encode_all(
     max_length, room = arguments.data.max_length, longest_input(loaded)
     if max_length > room:
         raise UserError(f"--max_length {max_length} is beyond the {room} tokens that {loaded.name} takes; lower it.")
-    tokenizer = loaded.tokenizer.backend_tokenizer.to_str()
+    tokenizer = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
+    settings = {**tokenizer, "truncation": None, "padding": None}  # these two follow the last call
     encoded, cut = {}, {}
     with arguments.train.main_process_first(desc="tokenise"):
         for name in SETS:
@@ -101,7 +96,7 @@ def encode_all(
             if not len(rows):
                 encoded[name] = rows
                 continue
-            key = cache_key("encode", tokenizer, domains.facts["fingerprint"], name, rows["row"][:], max_length)
+            key = cache_key("encode", settings, rows["text"][:], rows["label"][:], max_length)
             encoded[name], cut[name] = task.encode(
                 loaded.tokenizer, rows, max_length, str(cache_folder() / f"tokens-{key}.arrow")
             )
@@ -127,20 +122,24 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
     from transformers.trainer_utils import get_last_checkpoint
 
     trainable = {name: p for name, p in prepared.model.named_parameters() if p.requires_grad}
-    if not trainable:
-        return []
     label_names = list(setup.loaded.model.config.id2label.values())
     evaluates = arguments.train.eval_strategy != "no"
-    if evaluates and not len(setup.validation):
-        raise UserError("there are no validation rows to choose a checkpoint by; set --validation_fraction 0 "
-                        "to keep the last one.")  # fmt: skip
+    if trainable and evaluates and not len(setup.validation):
+        raise UserError("there are no validation rows to choose a checkpoint by; raise --validation_fraction, or set "
+                        "it to 0 to keep the last checkpoint.")  # fmt: skip
+    partial.mkdir(parents=True, exist_ok=True)  # not before here: what the user got wrong leaves nothing behind
+    write_atomically(partial / "arguments.json", json.dumps(as_dict(arguments), default=str))
+    if not trainable:
+        return []
+    given: Any = arguments.train
     train_args = replace(
-        arguments.train,
+        given,
         output_dir=str(partial / "checkpoints"),
         remove_unused_columns=False,  # the sampler needs `length`, which the collator leaves out
         metric_for_best_model=task.headline if evaluates else None,
         greater_is_better=True if evaluates else None,
         resume=False,
+        logging_nan_inf_filter=False,  # it would hide a loss that is no number
     )
     callbacks = list(prepared.callbacks)
     if evaluates and train_args.load_best_model_at_end and train_args.early_stopping_patience > 0:
@@ -158,7 +157,7 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
         model=prepared.model,
         args=train_args,
         data_collator=setup.collator,
-        train_dataset=setup.train,
+        train_dataset=_fill_up(setup.train, arguments),
         eval_dataset=setup.validation if evaluates else None,
         compute_loss_func=task.loss(setup.class_weights),
         compute_metrics=compute_metrics,
@@ -170,10 +169,16 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
     if prepared.lr_scale:
         _scale_learning_rates(trainer, prepared.lr_scale)
     before = {name: p.detach().clone() for name, p in trainable.items()}
-    checkpoint = get_last_checkpoint(train_args.output_dir) if arguments.train.resume and partial.is_dir() else None
+    checkpoints = Path(train_args.output_dir)
+    checkpoint = get_last_checkpoint(str(checkpoints)) if arguments.train.resume and checkpoints.is_dir() else None
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    if not np.isfinite(result.training_loss):
-        raise UserError(f"the training loss became {result.training_loss}; lower --learning_rate "
+    losses = [
+        result.training_loss,
+        *(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry),
+    ]
+    if not np.isfinite(losses).all():
+        shutil.rmtree(partial, ignore_errors=True)  # resuming would bring no better
+        raise UserError("the training or validation loss became infinite or nan; lower --learning_rate "
                         f"(it was {train_args.learning_rate}) or use --precision fp32.")  # fmt: skip
     unmoved = [name for name, p in trainable.items() if (p.detach().cpu() == before[name].cpu()).all()]
     if unmoved and trainer.state.global_step > 2 and checkpoint is None:
@@ -182,6 +187,18 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
     return [
         {key: value for key, value in entry.items() if "per_second" not in key} for entry in trainer.state.log_history
     ]
+
+
+def _fill_up(train: Dataset, arguments: Arguments) -> Dataset:
+    """Fill the last step with blank rows (label -100, which no loss counts); accelerate would repeat real ones."""
+    from datasets import concatenate_datasets
+
+    world = arguments.train.world_size
+    missing = -len(train) % (world * arguments.train.per_device_train_batch_size)
+    if world == 1 or not missing:
+        return train
+    shortest = train.select([int(np.argmin(train["length"][:]))] * missing)
+    return concatenate_datasets([train, shortest.map(lambda row: {"labels": -100})])
 
 
 def _scale_learning_rates(trainer: Any, lr_scale: dict[str, float]) -> None:
@@ -255,7 +272,12 @@ def finish(
     """Merge, test, compare with the controls, and write the run folder; renamed into place when it is complete.
 
     Args:
-        prepared, setup, task, arguments, domains, encoded: the run so far.
+        prepared: the trained model and how to merge it.
+        setup: what the method was given.
+        task: what the data means.
+        arguments: of the recipe.
+        domains: the rows.
+        encoded: the same rows, tokenised.
         meter: running since the start.
         partial: the folder that grows.
         recipe: name of the recipe, for the command that reproduces the run.
@@ -279,9 +301,10 @@ def finish(
         model, tokenizer = prepared.merge(prepared.model, setup.loaded.tokenizer)
         model.eval()
     added = tokenizer.num_special_tokens_to_add() - specials
+    length = min(arguments.data.max_length + added, longest_input(setup.loaded))
+    tokenizer.model_max_length = length  # so that `pipeline(..., truncation=True)` cuts where training did
     with meter.stage("evaluate"):
         if added:  # the merged model wants tokens that the training rows did not have
-            length = arguments.data.max_length + added
             tested = {name: getattr(domains, name) for name in SETS if name != "train"}
             encoded = {n: task.encode(tokenizer, rows, length)[0] if len(rows) else rows for n, rows in tested.items()}
         scores, logits = score(model, encoded, setup, task, arguments, ("validation", "source_test", "target_test"))

@@ -20,7 +20,7 @@ from hf_transfer.methods import Setup
 from hf_transfer.models import load_model, ordered_labels
 from hf_transfer.resources import Meter
 from hf_transfer.results import Run
-from hf_transfer.training import class_weights, encode_all, finish, fit, open_folder, score, start_folder
+from hf_transfer.training import check_space, class_weights, encode_all, finish, fit, open_folder, score
 
 
 def main(argv: list[str] | None = None) -> Run:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> Run:
             encoded, cut = encode_all(arguments, domains, loaded, task)
         console.say(summary(domains, cut))
         console.say(f"model: {loaded.name}; method: {arguments.model.method}; {arguments.training_line()}")
-        start_folder(arguments, partial, loaded)
+        check_space(partial, loaded)
         setup = Setup(
             loaded=loaded,
             train=encoded["train"],

@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     corpus = Path(spec.submodule_search_locations[0]) / "corpus"  # type: ignore[union-attr,index]
     start = time.perf_counter()
     for number, method in enumerate(METHODS, start=1):
-        flags = ["--method", method, "--source", *[str(corpus / f"{name}.labeled.jsonl") for name in ("hotels", "films")],
-                 "--target", str(corpus / "gadgets.labeled.jsonl"), "--output_dir", str(output / method)]  # fmt: skip
+        flags = ["--method", method, "--output_dir", str(output / method)]
+        flags += ["--source", *[str(corpus / f"{name}.labeled.jsonl") for name in ("hotels", "films")]]
+        flags += ["--target", str(corpus / "gadgets.labeled.jsonl")]
         if arguments.quiet:
             flags.append("--quiet")
         if not arguments.quiet:

@@ -17,6 +17,9 @@ from hf_transfer.methods import Prepared, Setup, freeze
 from hf_transfer.models import layers
 
 DEFAULTS = {"learning_rate": 1e-3, "num_train_epochs": 5}
+WIDTH = {
+    "distilbert": "hidden_dim"
+}  # where a family's config keeps the feed-forward width, if not in `intermediate_size`
 
 
 @dataclass
@@ -71,7 +74,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     model = setup.loaded.model
     if args.adapter_size < 1:
         raise UserError(f"--adapter_size is {args.adapter_size}; it must be at least 1.")
-    width = getattr(model.config, "intermediate_size", None) or getattr(model.config, "hidden_dim", None)
+    width: int = getattr(model.config, WIDTH.get(model.config.model_type, "intermediate_size"), 0)
     freeze(setup.loaded)
     for layer in layers(model):
         wide = [(n, m) for n, m in layer.named_modules() if isinstance(m, nn.Linear) and m.out_features == width]
@@ -90,7 +93,7 @@ def _merge(model: Any, width: int) -> Any:
     for name, module in list(model.named_modules()):
         if isinstance(module, (Widened, Deepened)):
             model.set_submodule(name, module.merged())
-    setattr(model.config, "hidden_dim" if model.config.model_type == "distilbert" else "intermediate_size", width)
+    setattr(model.config, WIDTH.get(model.config.model_type, "intermediate_size"), width)
     return model
 
 

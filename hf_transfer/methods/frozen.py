@@ -51,7 +51,8 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     labels = np.array(setup.train["labels"][:])
     trunk = frozen_copy(model, setup.precision)
     with tqdm(desc="encode", total=0, unit="text", disable=setup.quiet, leave=False) as bar:
-        layer, by_layer = args.frozen_layer, {}
+        layer = args.frozen_layer
+        by_layer: dict[str, float] = {}
         if layer is None:
             layer, by_layer = _choose_layer(setup, trunk, labels, bar)
         _cut(trunk, layer)
@@ -118,15 +119,14 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
     lengths = np.array(subset["length"][:])
     order = np.argsort(-lengths, kind="stable")
     fold = rng.permutation(len(picked))
-    third = len(fold) // 3
+    half = len(fold) // 2
     accuracy = {}
     for layer in range(depth):
         bar.set_description(f"compare layer {layer + 1}")
         states = TokenStates(torch.cat(parts[layer]).to(torch.bfloat16), lengths[order], order)
         parts[layer].clear()
         right = []
-        for k in range(3):
-            tested = fold[k * third : (k + 1) * third]
+        for tested in (fold[:half], fold[half:]):
             head = pooling.fit_pool(
                 states,
                 labels[picked],
@@ -186,6 +186,8 @@ def _probe_own_pooling(setup: Setup) -> Prepared:
         fit_intercept=final.bias is not None,
         max_iter=500,
         use_legacy_attributes=False,
+        l1_ratios=(0.0,),
+        scoring="neg_log_loss",
     ).fit(features, np.array(setup.train["labels"][:]))
     coefficients, intercept = torch.from_numpy(probe.coef_), torch.from_numpy(np.atleast_1d(probe.intercept_))
     if classes == 2:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, listed, nearest
 from hf_transfer.methods import Prepared, Setup, head_modules, merge_peft
 
 DEFAULTS = {"learning_rate": 1e-3, "num_train_epochs": 5}
+KINDS = ("Linear", "Conv1D", "Embedding")
 
 
 @dataclass
@@ -30,12 +31,20 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     """Wrap the model with LoRA; the head trains in full and is saved with the adapter.
 
     Raises:
-        UserError: a rank below 1, or module names that the model lacks.
+        UserError: a rank below 1, a dropout that is no share, or module names that the model lacks.
     """
     from peft import LoraConfig, get_peft_model
 
     if args.lora_r < 1:
         raise UserError(f"--lora_r is {args.lora_r}; the rank must be at least 1.")
+    if not 0 <= args.lora_dropout < 1:
+        raise UserError(f"--lora_dropout is {args.lora_dropout}; use a share from 0 to below 1.")
+    known = [name for name, module in setup.loaded.model.base_model.named_modules() if type(module).__name__ in KINDS]
+    for wanted in args.lora_target_modules or []:
+        if not any(f".{name}".endswith(f".{wanted}") for name in known):
+            short = sorted({name.split(".")[-1] for name in known})
+            raise UserError(f"--lora_target_modules: the model has no such module '{wanted}' to update"
+                            f"{nearest(wanted, short)}; it has: {listed(short)}.")  # fmt: skip
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=args.lora_r,
@@ -47,12 +56,4 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         use_rslora=args.lora_rslora,
         modules_to_save=head_modules(setup.loaded),
     )
-    try:
-        model = get_peft_model(setup.loaded.model, config)
-    except ValueError as error:
-        linear = sorted({name.split(".")[-1] for name, _ in setup.loaded.model.base_model.named_modules()})
-        raise UserError(
-            f"--lora_target_modules {' '.join(args.lora_target_modules or [])}: the model has no such modules; "
-            f"it has: {', '.join(name for name in linear if name and not name.isdigit())}."
-        ) from error
-    return Prepared(model, merge_peft)
+    return Prepared(get_peft_model(setup.loaded.model, config), merge_peft)

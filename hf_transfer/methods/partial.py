@@ -36,7 +36,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     stack = layers(setup.loaded.model)
     top = len(stack) // 2 if args.top_layers is None else args.top_layers
     if not 0 <= top <= len(stack):
-        raise UserError(f"--top_layers is {top}; the model has {len(stack)} layers.")
+        raise UserError(f"--top_layers is {top}; the model has {len(stack)} layers, use 0 to {len(stack)}.")
     if not 0 < args.layer_lr_decay <= 1:
         raise UserError(f"--layer_lr_decay is {args.layer_lr_decay}; use a factor above 0 and up to 1.")
     freeze(setup.loaded)

@@ -6,7 +6,6 @@ plain transformers computes the very same logits.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +35,11 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     count, room = args.prompt_tokens, longest_input(setup.loaded)
     if count < 1:
         raise UserError(f"--prompt_tokens is {count}; it must be at least 1.")
-    longest = max(setup.train["length"][:])
+    longest = max([*setup.train["length"][:], *(setup.validation["length"][:] if len(setup.validation) else [])])
     if longest + count > room:
+        other = f" or --max_length to {room - count}" if room - count > 3 else ""
         raise UserError(
-            f"--prompt_tokens {count} and texts of {longest} tokens exceed the model's {room}; "
-            f"lower --max_length to {room - count}."
+            f"--prompt_tokens {count} and texts of {longest} tokens exceed the model's {room}; lower it{other}."
         )
     model = setup.loaded.model
     words = model.get_input_embeddings().weight.detach()
@@ -58,6 +57,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
 
 def _merge(model: Any, tokenizer: Any) -> tuple[Any, Any]:
     import torch
+    from transformers import PreTrainedTokenizerFast
 
     learned = model.prompt_encoder["default"].embedding.weight.detach()
     base = model.base_model
@@ -71,15 +71,21 @@ def _merge(model: Any, tokenizer: Any) -> tuple[Any, Any]:
     with torch.no_grad():
         base.get_input_embeddings().weight[ids] = learned
     _put_before(tokenizer, tokens, ids)
-    return base, tokenizer
+    # a model's own tokenizer class would build its template anew when loaded; the generic one keeps what it is given
+    generic = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        model_input_names=tokenizer.model_input_names,
+        padding_side=tokenizer.padding_side,
+        **tokenizer.special_tokens_map,
+    )
+    return base, generic
 
 
 def _put_before(tokenizer: Any, tokens: list[str], ids: list[int]) -> None:
     """Make the tokenizer's template start with `tokens`."""
     from tokenizers.processors import TemplateProcessing
 
-    special = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"] or {}
-    first = tokenizer.build_inputs_with_special_tokens([0]) if not special else tokenizer("x")["input_ids"]
+    first = tokenizer("x")["input_ids"]
     content = tokenizer("x", add_special_tokens=False)["input_ids"]
     start = next(i for i in range(len(first)) if first[i : i + len(content)] == content)
     before, after = first[:start], first[start + len(content) :]

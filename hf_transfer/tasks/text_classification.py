@@ -31,7 +31,7 @@ def encode(tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | 
         The encoded dataset, and the share of all tokens that were cut.
 
     Raises:
-        UserError: every text is longer than `max_length`.
+        UserError: every labelled text is longer than `max_length`, and the model takes longer ones.
     """
 
     def batch(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -53,7 +53,8 @@ def encode(tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | 
         batch, batched=True, remove_columns=dataset.column_names, cache_file_name=cache_file, desc="tokenise"
     )
     lost = np.array(encoded["lost"][:])
-    if len(lost) and (lost > 0).all():
+    could_be_raised = max_length < tokenizer.model_max_length and "label" in dataset.column_names
+    if could_be_raised and len(lost) and (lost > 0).all():
         raise UserError(f"every text is longer than --max_length {max_length} tokens; raise it.")
     share = lost.sum() / max(1, lost.sum() + sum(encoded["length"][:]))
     return encoded.remove_columns("lost"), float(share)
