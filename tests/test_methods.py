@@ -1,0 +1,275 @@
+"""The contract that every method meets: the right weights move, and plain transformers loads what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import conftest
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hf_transfer import methods, tasks
+from hf_transfer.arguments import parse
+from hf_transfer.controls import run_controls
+from hf_transfer.data import load_data
+from hf_transfer.inference import predict_logits
+from hf_transfer.methods import Setup
+from hf_transfer.models import layers, load_model
+from hf_transfer.resources import Meter
+from hf_transfer.results import load_run
+from hf_transfer.training import encode_all, fit
+
+METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
+FLAGS = {
+    "adapter": ["--adapter_size", "8"],
+    "partial": ["--top_layers", "1"],
+    "prompt": ["--prompt_tokens", "4"],
+    "frozen": ["--frozen_layer", "2"],
+}
+# method -> does a trunk parameter of this name move? (layers are numbered from 0, the tiny model has 3)
+MOVES = {
+    "full": lambda name: True,
+    "partial": lambda name: "layer.2." in name,
+    "bitfit": lambda name: name.endswith("bias"),
+    "lora": lambda name: False,
+    "ia3": lambda name: False,
+    "adapter": lambda name: False,
+    "prompt": lambda name: False,
+}
+
+
+def flags(method, model, tables, output, *more):
+    return ["--method", method, "--model", str(model), "--source", str(tables["source"]), "--target",
+            str(tables["target"]), "--output_dir", str(output), "--max_length", "48", "--precision", "fp32", "--quiet",
+            "--validation_fraction", "0.2", *FLAGS.get(method, []),
+            *([] if method == "frozen" else ["--num_train_epochs", "3"]), *more]  # fmt: skip
+
+
+def prepared(method, model, tables, folder, *more):
+    """Go through the verbs of the recipe up to the trained model."""
+    arguments = parse(flags(method, model, tables, folder / "run", *more))
+    task = tasks.load("text_classification")
+    domains = load_data(arguments.data, arguments.train.seed)
+    loaded = load_model(arguments.model, task, domains.label_names, arguments.train.seed)
+    encoded, _ = encode_all(arguments, domains, loaded, task)
+    setup = Setup(loaded, encoded["train"], encoded["validation"], task.collator(loaded.tokenizer), "fp32", None, 0)
+    before = {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
+    ready = arguments.method_module.prepare(setup, arguments.method)
+    history = fit(ready, setup, task, arguments, folder)
+    return arguments, task, domains, encoded, setup, before, ready, history
+
+
+def test_there_are_eight_methods_and_one_task():
+    assert methods.names() == METHODS
+    assert tasks.names() == ["text_classification"]
+
+
+@pytest.mark.parametrize("method", sorted(MOVES))
+def test_exactly_the_right_weights_move(method, tiny, tables, tmp_path):
+    *_, setup, before, ready, history = prepared(method, tiny, tables, tmp_path)
+    assert any("loss" in entry for entry in history)
+    after = {
+        name.replace("base_model.model.", "").replace("base_layer.", "").replace(".base.", "."): p
+        for name, p in ready.model.named_parameters()
+    }
+    if method in ("prompt",):
+        after = {name.removeprefix("base_model."): p for name, p in after.items()}
+    seen = 0
+    for name, old in before.items():
+        if name.startswith("classifier"):
+            continue
+        new = after[name]
+        seen += 1
+        head = name in setup.loaded.new_parameters  # the tiny trunk has a pooler of its own
+        assert head or torch.equal(new.detach(), old) != MOVES[method](name), name
+    assert seen == sum(not name.startswith("classifier") for name in before)
+    heads = [p for name, p in after.items() if "classifier" in name and p.requires_grad]
+    assert heads
+    for name, p in after.items():
+        if "classifier" in name and p.requires_grad and name.endswith("weight"):
+            assert not torch.equal(p.detach(), before["classifier.weight"])
+
+
+def test_frozen_leaves_the_trunk_bit_for_bit_and_cuts_it(tiny, tables, tmp_path):
+    *_, before, ready, _ = prepared("frozen", tiny, tables, tmp_path)
+    assert not any(p.requires_grad for p in ready.model.parameters())
+    assert ready.model.config.num_hidden_layers == len(layers(ready.model)) == 3  # layers 1, 2 and the pooling one
+    kept = [n for n, _ in ready.model.named_parameters() if "embeddings" in n or "layer.0." in n or "layer.1." in n]
+    assert len(kept) > 30
+    parameters = dict(ready.model.named_parameters())
+    assert all(torch.equal(parameters[name], before[name]) for name in kept)
+
+
+def logits_of(model, task, tokenizer, rows, length):
+    encoded, _ = task.encode(tokenizer, rows, length)
+    return predict_logits(model, encoded, task.collator(tokenizer), precision="fp32")
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "adapter", "prompt"])
+def test_merging_changes_no_logit(method, tiny, tables, tmp_path):
+    _, task, domains, encoded, setup, _, ready, _ = prepared(method, tiny, tables, tmp_path)
+    tokenizer = setup.loaded.tokenizer
+    apart = predict_logits(ready.model, encoded["target_test"], setup.collator, precision="fp32")
+    model, tokenizer = ready.merge(ready.model, tokenizer)
+    merged = logits_of(model.eval(), task, tokenizer, domains.target_test, 48 + (4 if method == "prompt" else 0))
+    assert np.ptp(apart) > 1e-3
+    np.testing.assert_allclose(merged, apart, atol=2e-5)
+
+
+@pytest.mark.parametrize(("dora", "rslora"), [(True, False), (False, True)])
+def test_lora_switches(dora, rslora, tiny, tables, tmp_path):
+    more = ["--lora_dora", str(dora), "--lora_rslora", str(rslora)]
+    *_, ready, _ = prepared("lora", tiny, tables, tmp_path, *more)
+    config = ready.model.peft_config["default"]
+    assert (config.use_dora, config.use_rslora) == (dora, rslora)
+    assert any("magnitude" in name for name, _ in ready.model.named_parameters()) == dora
+
+
+def test_layer_wise_decay_slows_the_lower_layers(tiny, tables, tmp_path):
+    *_, before, ready, _ = prepared(
+        "partial", tiny, tables, tmp_path, "--top_layers", "3", "--layer_lr_decay", "0.01", "--weight_decay", "0"
+    )
+    moved = {
+        layer: max(
+            float((p.detach() - before[n]).abs().max())
+            for n, p in ready.model.named_parameters()
+            if f"layer.{layer}." in n
+        )
+        for layer in range(3)
+    }
+    assert 0 < moved[0] < 0.1 * moved[1] < 0.01 * moved[2] * 1.1
+
+
+def test_gradual_unfreezing_frees_a_layer_an_epoch(tiny, tables, tmp_path):
+    more = ["--top_layers", "3", "--gradual_unfreezing", "--early_stopping_patience", "0", "--validation_fraction", "0"]
+    one = prepared("partial", tiny, tables, tmp_path / "a", *more, "--num_train_epochs", "1")
+    two = prepared("partial", tiny, tables, tmp_path / "b", *more, "--num_train_epochs", "2")
+
+    def moved(result):
+        *_, before, ready, _ = result
+        return {
+            layer
+            for layer in range(3)
+            for n, p in ready.model.named_parameters()
+            if f"layer.{layer}." in n and not torch.equal(p.detach(), before[n])
+        }
+
+    assert moved(one) == set()
+    assert moved(two) == {2}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tables, recipe, tmp_path_factory):
+    """One finished run a method."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {method: recipe(flags(method, tiny, tables, folder / method)) for method in METHODS}
+
+
+RELOAD = """
+import json, sys
+import transformers
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+texts = json.load(open(sys.argv[1]))
+out = {}
+for folder in sys.argv[2:]:
+    pipe = transformers.pipeline("text-classification", folder)
+    rows = pipe(texts, top_k=None, truncation=True)
+    out[folder] = [{score["label"]: score["score"] for score in row} for row in rows]
+assert not any(name.split(".")[0] in ("hf_transfer", "peft") for name in sys.modules), "needs more than transformers"
+json.dump(out, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def reloaded(runs, tables, tmp_path_factory):
+    """What plain `pipeline` says of the target rows, in one fresh process without this package."""
+    texts = [json.loads(line)["text"] for line in tables["target"].read_text().splitlines()]
+    file = tmp_path_factory.mktemp("texts") / "texts.json"
+    file.write_text(json.dumps(texts))
+    command = [sys.executable, "-c", RELOAD, str(file), *[str(run.folder) for run in runs.values()]]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("method", METHODS)
+def test_plain_pipeline_gives_the_recorded_probabilities_and_names(method, runs, reloaded):
+    run = runs[method]
+    recorded = pd.read_parquet(run.folder / "predictions.parquet").query("set == 'target_test'")
+    loaded = pd.DataFrame(reloaded[str(run.folder)])
+    assert len(recorded) == len(loaded) == 40
+    assert list(recorded["row"]) == list(range(40)), "predictions are in input order"
+    assert sorted(loaded.columns) == run.label_names == ["negative", "positive"]
+    for label in run.label_names:
+        np.testing.assert_allclose(recorded[f"p_{label}"], loaded[label], atol=1e-4)
+    assert np.ptp(loaded["positive"]) > 1e-3
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("method", METHODS)
+def test_run_folder_is_complete(method, runs):
+    run = runs[method]
+    again = load_run(run.folder)
+    assert again == run
+    names = {file.name for file in run.folder.iterdir()}
+    assert names >= {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "run.json",
+        "predictions.parquet",
+        "report.md",
+    }
+    assert not {"checkpoints", "arguments.json"} & names
+    assert (run.folder / "adapter" / "adapter_model.safetensors").is_file() == (method in ("lora", "ia3", "prompt"))
+    assert not [f for f in run.folder.rglob("*") if f.suffix in (".bin", ".pt", ".pkl", ".pth")]
+    assert not run.folder.with_name(run.folder.name + ".partial").exists()
+    assert run.world_size == 1
+    assert run.peak_memory_mb > 100
+    assert run.trainable_parameters > 0
+    assert run.method in (run.folder / "report.md").read_text()
+
+
+def test_peft_adapter_alone_has_no_path_of_this_machine(runs, tiny):
+    config = json.loads((runs["lora"].folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny)  # what the user named; the embedded encoder becomes its id
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "modernbert", "gpt2", "llama"])
+@pytest.mark.parametrize("method", ["frozen", "lora", "adapter"])
+def test_other_architectures(kind, method, tables, recipe, tmp_path):
+    model = conftest.make_model(tmp_path / "model", kind)
+    more = ["--frozen_layer", "2"] if method == "frozen" else ["--num_train_epochs", "1"]
+    arguments = [*flags(method, model, tables, tmp_path / "run"), *more]
+    if method == "adapter" and kind in ("modernbert", "gpt2"):
+        from hf_transfer.errors import UserError
+
+        with pytest.raises(UserError, match="no plain feed-forward"):
+            recipe(arguments)
+        return
+    run = recipe(arguments)
+    recorded = pd.read_parquet(run.folder / "predictions.parquet").query("set == 'target_test'")
+    from transformers import pipeline
+
+    texts = [json.loads(line)["text"] for line in tables["target"].read_text().splitlines()]
+    one_by_one = pipeline("text-classification", str(run.folder), top_k=None)
+    found = [{s["label"]: s["score"] for s in one_by_one([t], truncation=True)[0]} for t in texts[:8]]
+    np.testing.assert_allclose(recorded["p_positive"][:8], [row["positive"] for row in found], atol=2e-4)
+
+
+def test_controls_are_those_of_scikit_learn(tables):
+    arguments = parse(flags("full", "unused", tables, "unused"))
+    domains = load_data(arguments.data, 0)
+    with Meter() as meter:
+        controls = run_controls(domains, None, 0, meter)
+    assert set(controls) == {"majority", "tfidf"}
+    assert len(np.unique(controls["majority"].logits["target_test"].argmax(1))) == 1
+    assert controls["tfidf"].trainable_parameters > 100
+    assert controls["tfidf"].logits["target_test"].shape == (40, 2)

@@ -1,0 +1,77 @@
+"""`predict` labels what `pipeline` would, keeps rows and order, and leaves no half file."""
+
+from __future__ import annotations
+
+import json
+
+import conftest
+import numpy as np
+import pandas as pd
+import pytest
+
+from hf_transfer import predict
+from hf_transfer.predict import predict_rows
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tables, recipe, tmp_path_factory):
+    return recipe(["--model", str(tiny), "--source", str(tables["source"]), "--target", str(tables["target"]),
+                   "--output_dir", str(tmp_path_factory.mktemp("predict") / "run"), "--max_length", "48",
+                   "--precision", "fp32", "--learning_rate", "1e-3", "--num_train_epochs", "2", "--quiet"])  # fmt: skip
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """Rows of very different lengths, two of them without text, and a column that is empty at first."""
+    texts = conftest.corpus_texts("films")[:30]
+    texts = [text if i % 3 else " ".join(text.split()[:2]) for i, text in enumerate(texts)]
+    texts[4], texts[11] = "", "   "
+    rows = [{"id": i, "review": text, "note": None if i < 20 else "late"} for i, text in enumerate(texts)]
+    return conftest.write_table(tmp_path / "fresh.jsonl", rows)
+
+
+READ = {".csv": pd.read_csv, ".tsv": lambda file: pd.read_csv(file, sep="\t"), ".parquet": pd.read_parquet,
+        ".jsonl": lambda file: pd.read_json(file, lines=True)}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", sorted(READ))
+def test_every_row_in_order_and_as_pipeline_says(suffix, run, fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 8)  # several chunks, the last one short
+    monkeypatch.setattr("hf_transfer.arguments.best_precision", lambda: "fp32")
+    output = tmp_path / "out" / f"scored{suffix}"
+    said = predict_rows(str(run.folder), str(fresh), str(output), quiet=True)
+    assert "30 rows (2 without text left unlabelled)" in said
+    scored = READ[suffix](output)
+    rows = [json.loads(line) for line in fresh.read_text().splitlines()]
+    assert list(scored["id"]) == [row["id"] for row in rows] == list(range(30))
+    assert list(scored.columns[:3]) == ["id", "review", "note"]
+    assert list(np.flatnonzero(scored["prediction"].isna())) == [4, 11]
+    assert not [file for file in output.parent.iterdir() if file != output]
+
+    from transformers import pipeline
+
+    pipe = pipeline("text-classification", str(run.folder), top_k=None)
+    full = [i for i in range(30) if i not in (4, 11)]
+    found = pipe([rows[i]["review"] for i in full], truncation=True)
+    for i, scores in zip(full, found, strict=True):
+        expected = {score["label"]: score["score"] for score in scores}
+        assert scored["p_positive"][i] == pytest.approx(expected["positive"], abs=1e-5)
+        assert scored["prediction"][i] == max(expected, key=lambda label: expected[label])
+        assert scored["confidence"][i] == pytest.approx(max(expected.values()), abs=1e-5)
+
+
+def test_a_failure_half_way_leaves_nothing(run, fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "CHUNK", 8)
+    original, calls = predict._Writer.write, []
+
+    def fail_later(self, frame):
+        calls.append(len(frame))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        original(self, frame)
+
+    monkeypatch.setattr(predict._Writer, "write", fail_later)
+    with pytest.raises(KeyboardInterrupt):
+        predict_rows(str(run.folder), str(fresh), str(tmp_path / "scored.csv"), quiet=True)
+    assert calls == [8, 8, 8]
+    assert [file.name for file in tmp_path.iterdir()] == ["fresh.jsonl"]

@@ -1,0 +1,196 @@
+"""The same job gives the same result however it is cut up: accumulation, checkpointing, two processes, a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import conftest
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from hf_transfer import tasks
+from hf_transfer.results import load_run
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    """A tiny BERT without dropout: nothing random but the order of the rows, which the seed fixes."""
+    folder = conftest.make_model(tmp_path_factory.mktemp("steady"))
+    config = json.loads((folder / "config.json").read_text())
+    config["hidden_dropout_prob"] = 0.0
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def flags(model, tables, output, *more):
+    return ["--method", "full", "--model", str(model), "--source", str(tables["source"]), "--target",
+            str(tables["target"]), "--output_dir", str(output), "--max_length", "48", "--precision", "fp32", "--quiet",
+            "--num_train_epochs", "2", "--learning_rate", "1e-3", "--train_sampling_strategy", "random",
+            "--early_stopping_patience", "0", "--validation_fraction", "0.2", "--test_fraction", "0",
+            *more]  # fmt: skip
+
+
+def same(one, other, *, weights=2e-4):
+    """Two runs agree in training loss, validation metrics, every weight and every prediction."""
+    losses = [[entry["loss"] for entry in run.history if "loss" in entry] for run in (one, other)]
+    assert len(losses[0]) == 2
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    evals = [[entry["eval_loss"] for entry in run.history if "eval_loss" in entry] for run in (one, other)]
+    assert len(evals[0]) == 2
+    np.testing.assert_allclose(*evals, rtol=1e-3)
+    first, second = (load_file(run.folder / "model.safetensors") for run in (one, other))
+    for name, value in first.items():
+        np.testing.assert_allclose(value, second[name], atol=weights, err_msg=name)
+    rows = [pd.read_parquet(run.folder / "predictions.parquet") for run in (one, other)]
+    np.testing.assert_allclose(rows[0]["p_positive"], rows[1]["p_positive"], atol=1e-3)
+    assert list(rows[0]["row"]) == list(rows[1]["row"])
+    for which in ("target_test", "validation"):
+        assert one.metrics[which]["accuracy"] == other.metrics[which]["accuracy"]
+        assert one.metrics[which]["n"] == other.metrics[which]["n"]
+
+
+@pytest.fixture(scope="module")
+def plain(steady, tables, recipe, tmp_path_factory):
+    return recipe(flags(steady, tables, tmp_path_factory.mktemp("plain") / "run"))
+
+
+def test_training_learns_something(plain, steady):
+    before, after = load_file(steady / "model.safetensors"), load_file(plain.folder / "model.safetensors")
+    moved = [name for name in before if not np.array_equal(before[name], after[f"bert.{name}"])]
+    assert len(moved) == len(before) > 30
+
+
+@pytest.mark.recipe
+def test_gradient_accumulation_changes_nothing(plain, steady, tables, recipe, tmp_path):
+    cut = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4"]
+    same(plain, recipe(flags(steady, tables, tmp_path / "run", *cut)))
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_activation_checkpointing_changes_nothing(method, steady, tables, recipe, tmp_path):
+    one = recipe(flags(steady, tables, tmp_path / "one", "--method", method))
+    other = recipe(flags(steady, tables, tmp_path / "other", "--method", method, "--activation_checkpointing", "true"))
+    same(one, other)
+
+
+@pytest.mark.recipe
+def test_class_weights_scale_the_loss(steady, tables, recipe, tmp_path):
+    rows = [json.loads(line) for line in tables["source"].read_text().splitlines()]
+    skewed = [r for r in rows if r["label"] == "negative"] + [r for r in rows if r["label"] == "positive"][:8]
+    tables = {**tables, "source": conftest.write_table(tmp_path / "skewed.jsonl", skewed)}
+    run = recipe(flags(steady, tables, tmp_path / "run"))
+    weights = dict(zip(run.label_names, run.choices["class_weights"], strict=True))
+    counts = run.data["labels"]["train"]
+    assert weights["positive"] / weights["negative"] == pytest.approx(counts["negative"] / counts["positive"], rel=1e-3)
+    none = recipe(flags(steady, tables, tmp_path / "none", "--class_weights", "none"))
+    assert "class_weights" not in none.choices
+    assert none.history[0]["loss"] != run.history[0]["loss"]
+
+
+@pytest.mark.recipe
+def test_a_head_of_the_same_labels_is_kept_and_forgetting_measured(plain, tables, recipe, tmp_path):
+    swapped = {"source": tables["target"], "target": tables["source"]}
+    run = recipe(flags(plain.folder, swapped, tmp_path / "again", "--test_fraction", "0.2"))
+    assert 0 <= run.metrics["source_test_before"]["accuracy"] <= 1
+    assert "before training" in (run.folder / "report.md").read_text()
+    assert "source_test_before" not in plain.metrics
+
+
+@pytest.mark.recipe
+def test_two_processes_are_two_and_change_nothing(plain, steady, tables, tmp_path):
+    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "finetune",
+               *flags(steady, tables, tmp_path / "run", "--per_device_train_batch_size", "8")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = load_run(tmp_path / "run")
+    assert run.world_size == 2
+    assert plain.world_size == 1
+    same(plain, run)
+    assert run.data["rows"]["target_test"] == run.metrics["target_test"]["n"] == 40
+
+
+def test_blank_rows_cost_nothing():
+    """With several processes the last step is filled up with rows labelled -100."""
+    loss = tasks.load("text_classification").loss(None)
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, -100, -100])
+    all_rows = loss({"logits": logits}, labels, num_items_in_batch=4)
+    assert all_rows.item() == pytest.approx(loss({"logits": logits[:4]}, labels[:4]).item())
+
+
+@pytest.mark.recipe
+def test_two_processes_with_an_uneven_last_step(steady, tables, tmp_path):
+    uneven = flags(steady, tables, tmp_path / "run", "--test_fraction", "0.12", "--num_train_epochs", "1")
+    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "finetune", *uneven]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = load_run(tmp_path / "run")
+    assert run.data["rows"]["train"] % 2 == 0
+    assert run.data["rows"]["train"] % 32
+    assert len(pd.read_parquet(run.folder / "predictions.parquet")) == 60 - run.data["rows"]["train"] + 40
+
+
+@pytest.mark.recipe
+def test_two_processes_report_a_user_error_once(steady, tables, tmp_path):
+    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "finetune",
+               *flags(steady, {**tables, "source": "nowhere.csv"}, tmp_path / "run")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("nowhere.csv") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.recipe
+def test_a_killed_run_looks_unfinished_and_resumes_to_the_same_end(steady, tables, recipe, tmp_path):
+    long = ["--num_train_epochs", "12"]
+    whole = recipe(flags(steady, tables, tmp_path / "whole", *long))
+    output = tmp_path / "killed"
+    script = conftest.REPOSITORY / "recipes" / "finetune.py"
+    process = subprocess.Popen([sys.executable, str(script), *flags(steady, tables, output, *long)])
+    checkpoints = output.with_name("killed.partial") / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not output.exists(), "a killed run never looks finished"
+    kept = list(checkpoints.glob("checkpoint-*/trainer_state.json"))
+    assert kept, "there was something to resume from"
+    assert not (checkpoints.parent / "run.json").exists()
+    resumed = recipe(flags(steady, tables, output, *long, "--resume"))
+    assert resumed.history[-1]["step"] == whole.history[-1]["step"]
+    first, second = (load_file(run.folder / "model.safetensors") for run in (whole, resumed))
+    for name, value in first.items():
+        np.testing.assert_allclose(value, second[name], atol=1e-5, err_msg=name)
+
+
+def test_report_to_passes_through(steady, tables, recipe, tmp_path):
+    logs = tmp_path / "logs"
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(logs)
+    try:
+        recipe(flags(steady, tables, tmp_path / "run", "--report_to", "tensorboard"))
+    finally:
+        del os.environ["TENSORBOARD_LOGGING_DIR"]
+    assert len(list(logs.rglob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.recipe
+def test_a_config_file_and_a_flag_that_wins(steady, tables, recipe, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"model: {steady}\nsource:\n  - {tables['source']}\ntarget: {tables['target']}\nmax_length: 48\n"
+        "precision: fp32\nquiet: true\nmethod: lora\nlearning_rate: 1e-3\nlora_r: 2\nnum_train_epochs: 1\n"
+    )
+    run = recipe(["--config", str(config), "--output_dir", str(tmp_path / "run"), "--lora_r", "3"])
+    assert run.arguments["learning_rate"] == 0.001
+    assert run.arguments["lora_r"] == 3
+    adapter = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
+    assert adapter["r"] == 3
