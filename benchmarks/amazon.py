@@ -68,7 +68,7 @@ def evaluate(method: str, source: str, arguments: argparse.Namespace) -> list[di
         seconds = run.seconds["prepare"] + run.seconds["train"]
         out.append({"method": method, "source": source, "target": target, "accuracy": right.mean(), "low": low,
                     "high": high, "tfidf": baseline.mean(), "gain": difference["value"], "gain_low": difference["low"],
-                    "gain_high": difference["high"], "seconds": seconds, "memory": run.peak_memory_mb,
+                    "gain_high": difference["high"], "seconds": seconds,
                     "choice": run.choices.get("layer", "")})  # fmt: skip
     return out
 
@@ -108,14 +108,14 @@ def write(table: pd.DataFrame, arguments: argparse.Namespace) -> None:
         "",
         f"Command: `python benchmarks/amazon.py --data ... --jobs {' '.join(arguments.jobs)}`",
         "",
-        "| method | source -> target | accuracy | TF-IDF | gain | seconds | MB |",
-        "|---|---|---|---|---|---|---|",
+        "| method | source -> target | accuracy | TF-IDF | gain | seconds |",
+        "|---|---|---|---|---|---|",
     ]
     for r in table.itertuples():
         lines.append(
             f"| {r.method} | {r.source} -> {r.target} | {100 * r.accuracy:.1f} [{100 * r.low:.1f}, {100 * r.high:.1f}] "
             f"| {100 * r.tfidf:.1f} | {100 * r.gain:+.1f} [{100 * r.gain_low:+.1f}, {100 * r.gain_high:+.1f}] "
-            f"| {r.seconds:.0f} | {r.memory} |"
+            f"| {r.seconds:.0f} |"
         )
     lines += ["", "| method | pairs | mean accuracy | TF-IDF on the same pairs |", "|---|---|---|---|"]
     for method, part in table.groupby("method", sort=False):

@@ -38,7 +38,7 @@ def main() -> None:
         ("frozen encoder, 5 epochs of 2,000 rows", "seconds", *pairs(lambda: work.stock_frozen_seconds(),
                                                                      lambda: work.frozen_seconds(), arguments.pairs,
                                                                      seconds=True), 40.0),
-        ("predict", "rows/s", *pairs(lambda: work.pipeline(320), lambda: work.predict(1280), arguments.pairs), 5.0),
+        ("predict", "rows/s", *pairs(lambda: work.pipeline(640), lambda: work.predict(640), arguments.pairs), 5.0),
     ]  # fmt: skip
     help_times = []
     for _ in range(5):

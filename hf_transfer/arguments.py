@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -112,11 +113,19 @@ class TrainArguments(TrainingArguments):
             self.use_cpu = True
             if self.fsdp:
                 raise UserError("--fsdp has no effect on CPUs (it would silently fall back to DDP); remove it.")
+        elif not self.use_cpu and int(os.environ.get("LOCAL_RANK", "0")) >= torch.accelerator.device_count():
+            raise UserError(
+                f"there are more processes than the {torch.accelerator.device_count()} device(s) here; lower "
+                "--num_processes or add --use_cpu."
+            )
         if not (self.bf16 or self.fp16):  # type: ignore[has-type]
             precision = best_precision() if self.precision == "auto" else self.precision
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         self.disable_tqdm = self.quiet or self.disable_tqdm  # type: ignore[has-type]
         super().__post_init__()
+        if self.world_size > 1 and self.train_sampling_strategy == "group_by_length":
+            # otherwise every process would shuffle by its own random state from the second epoch on
+            self.accelerator_config.use_seedable_sampler = False
 
 
 def best_precision() -> str:
@@ -179,6 +188,8 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> Argu
         allow_abbrev=False,
     )
     parser.set_defaults(**method.DEFAULTS)
+    if _flag(argv, "--validation_fraction", "") in ("0", "0.0"):  # nothing to choose by: the last checkpoint is kept
+        parser.set_defaults(load_best_model_at_end=False, eval_strategy="no")
     known = [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
     for word in argv:
         name = word[2:].split("=")[0]
@@ -292,17 +303,19 @@ def _check(arguments: Arguments) -> None:
                             f"{', '.join(installed) or 'no others'}.")  # fmt: skip
     if data.max_length < 4:
         raise UserError(f"--max_length is {data.max_length}; texts need at least 4 tokens.")
-    if data.validation_fraction == 0:  # nothing to choose a checkpoint by: the last one is kept
-        train.load_best_model_at_end = False
-        train.eval_strategy = type(train.eval_strategy)("no")
 
 
 def as_dict(arguments: Arguments) -> dict[str, Any]:
-    """Return our own flags and those training flags that differ from the library's defaults, ready for JSON."""
+    """Return our own flags and those training flags that differ from the library's defaults, ready for JSON.
+
+    Left out is what changes no result: secrets, places and what is shown.
+    """
+    shown = ("output_dir", "resume", "quiet", "disable_tqdm", "report_to", "run_name")
     stock = {f.name: f.default for f in fields(TrainingArguments)}
     train = {
         key: value
         for key, value in arguments.train.to_dict().items()
-        if value != stock.get(key) and not key.endswith("_token") and key not in ("output_dir", "resume", "quiet")
+        if value != stock.get(key) and not key.endswith("_token") and key not in shown
     }
-    return {**vars(arguments.data), **vars(arguments.model), **vars(arguments.method), **train}
+    own = {**vars(arguments.data), **vars(arguments.model), **vars(arguments.method)}
+    return {**own, **train, "world_size": arguments.train.world_size}

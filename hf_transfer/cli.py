@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import runpy
 import shutil
@@ -124,13 +125,19 @@ def _run(arguments: argparse.Namespace) -> None:
     threads = str(max(1, cores // arguments.num_processes))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command = [*launch, str(arguments.num_processes), str(script), *arguments.flags]
-    result = subprocess.run(command, env={"OMP_NUM_THREADS": threads, **os.environ}, stderr=subprocess.PIPE, text=True)
-    # torchrun wraps every failure in its own long report; a user error is our one line
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    if result.returncode and errors:
-        raise UserError("\n".join(dict.fromkeys(line.removeprefix("error: ") for line in errors)))
-    sys.stderr.write(result.stderr)
-    sys.exit(result.returncode)
+    errors: list[str] = []
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        for line in io.TextIOWrapper(process.stderr, errors="replace", newline=""):  # a bar's lines end in \r: keep it
+            if line.startswith("error: "):
+                errors.append(line.removeprefix("error: ").strip())
+            elif not errors:  # torchrun wraps every failure in a long report of its own
+                sys.stderr.write(line)
+                sys.stderr.flush()
+    if process.returncode and errors:
+        raise UserError("\n".join(dict.fromkeys(errors)))
+    sys.exit(process.returncode)
 
 
 def _script(file: Path, flags: list[str]) -> None:

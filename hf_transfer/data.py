@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +100,11 @@ def load_data(args: DataArguments, seed: int) -> Domains:
         target, target_name = sources.pop(args.target), args.target
         if not sources:
             problems.append(f"--domain_column {args.domain_column} holds only '{args.target}'; no source is left.")
+    elif args.target and args.domain_column and sources and not Path(args.target).exists():
+        problems.append(
+            f"--target '{args.target}' is neither a domain of column '{args.domain_column}'"
+            f"{nearest(args.target, sources)} nor a file; the domains are: {listed(sources)}."
+        )
     elif args.target and (table := read(args.target)):
         target, target_name = table.rows, table.name if table.name not in sources else f"{table.name} (target)"
     unlabeled = read(args.target_unlabeled, labelled=False, label_column=None) if args.target_unlabeled else None
@@ -289,7 +295,7 @@ def _split_target(target: pd.DataFrame, name: str, args: DataArguments, seed: in
     if shots == "all":
         return _split(target, args.validation_fraction, args.test_fraction or 0.2, seed)
     pool, test = target.sort_values(["key", "label", "text"]), None
-    if "split" in target:
+    if "split" in target and (target["split"] == "test").any():
         test = target["split"].where(target["split"] == "test", "unused")
         pool = pool[~pool["key"].isin(target.loc[test == "test", "key"])]
     if shots == "0":

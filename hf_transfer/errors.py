@@ -12,6 +12,14 @@ from importlib import metadata
 
 PATH_TROUBLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR)
 
+# by the names of the clients' exceptions, the most telling first
+HUB_REFUSALS = {
+    "RevisionNotFoundError": "the Hub has no such revision of it; name a branch, tag or commit that it has.",
+    "GatedRepoError": "its owner asks for consent; give it on its Hub page, then log in with `hf auth login`.",
+    "RepositoryNotFoundError": "the Hub shows no such id; check it, and if it is private log in with `hf auth login`.",
+    "DatasetNotFoundError": "the Hub shows no such id; check it, and if it is private log in with `hf auth login`.",
+}
+
 
 class UserError(Exception):
     """An input we can't take: says what we got, what we need and what to change."""
@@ -42,6 +50,23 @@ def listed(names: Iterable[object], most: int = 10) -> str:
     words = [" ".join(str(name).split()) for name in names]
     shown = ", ".join(word if len(word) <= 30 else f"{word[:27]}..." for word in words[:most])
     return shown + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
+def hub_refusal(error: BaseException) -> str | None:
+    """Return why the Hub refused what ended in `error`, and what to do; None if that was not the reason."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    names = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    if "a gated dataset" in str(error):  # `datasets` drops this cause
+        names.add("GatedRepoError")
+    if known := next((why for name, why in HUB_REFUSALS.items() if name in names), None):
+        return known
+    if any(getattr(getattr(cause, "response", None), "status_code", None) == 401 for cause in chain):
+        return "the Hub refuses your token; log in again with `hf auth login`, or correct HF_TOKEN."
+    return None
 
 
 @contextmanager

@@ -94,6 +94,7 @@ def frozen_copy(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     import torch
 
     trunk = copy.deepcopy(model.base_model).eval().requires_grad_(False)
+    trunk = trunk.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     return trunk.to(torch.bfloat16) if precision == "bf16" else trunk
 
 

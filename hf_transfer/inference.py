@@ -10,6 +10,18 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+def release(trainer: Any) -> None:
+    """Take back what accelerate did to a Trainer's model, so that the next Trainer wraps and casts it anew.
+
+    Without this a model that was used for prediction would be trained without DDP, and one that was trained would be
+    tested without autocast: accelerate marks a model as prepared and does nothing the second time.
+    """
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    for module in (trainer.model, getattr(trainer.model, "base_model", None)):
+        if module is not None:
+            vars(module).pop("_is_accelerate_prepared", None)
+
+
 def predict_logits(model: Any, encoded: Dataset, collator: Any, *, precision: str, batch_size: int = 32,
                    quiet: bool = True) -> np.ndarray:  # fmt: skip
     """Return logits (rows, classes) float32 in the order of `encoded`, the same on every process.
@@ -43,7 +55,9 @@ def predict_logits(model: Any, encoded: Dataset, collator: Any, *, precision: st
             report_to="none",
             log_level="error",
         )
-        output = Trainer(model=model, args=args, data_collator=collator).predict(sorted_rows)
+        trainer = Trainer(model=model, args=args, data_collator=collator)
+        output = trainer.predict(sorted_rows)
+    release(trainer)
     logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
     result = np.empty(logits.shape, dtype=np.float32)
     result[order] = logits

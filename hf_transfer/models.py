@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, hub_refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -176,6 +176,15 @@ def _why(name: str, error: Exception) -> str:
         return f"model '{name}' needs code from its repository to run, which is never executed here; choose another."
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"there is no model folder '{name}'; check --model."
+    if refusal := hub_refusal(error):
+        return f"model '{name}' is no folder here, and as a Hub model it can't be loaded: {refusal}"
+    if "file named model.safetensors" in text:
+        return (
+            f"model '{name}' has no model.safetensors, and weights in other formats are never loaded here because they "
+            "can run code; choose another model or --model_revision."
+        )
+    if not isinstance(error, OSError):
+        return f"model '{name}' can't be loaded: {brief(error)}. Choose one with model.safetensors and a tokenizer."
     return (
         f"model '{name}' is neither a folder here nor to be had from the Hub ({brief(error)}); check --model and the "
         "connection, or leave it out for the embedded default."

@@ -75,12 +75,12 @@ def predict_rows(
     ):
         for begin in range(0, len(dataset), CHUNK):
             frame = dataset.select(range(begin, min(begin + CHUNK, len(dataset)))).to_pandas()
-            texts = ["" if value is None or value != value else str(value).strip() for value in frame[text]]
-            has_text = np.array([bool(value) for value in texts])
+            texts = ["" if value is None or value != value else str(value) for value in frame[text]]
+            has_text = np.array([bool(value.strip()) for value in texts])
             empty += int((~has_text).sum())
             probabilities = np.full((len(frame), len(run.label_names)), np.nan, dtype=np.float32)
             if has_text.any():
-                probabilities[has_text] = score([value for value in texts if value])
+                probabilities[has_text] = score([value for value in texts if value.strip()])
             best = np.where(has_text, np.nan_to_num(probabilities).argmax(axis=1), -1)
             frame["prediction"] = [run.label_names[i] if i >= 0 else None for i in best]
             frame["confidence"] = np.round(probabilities.max(axis=1), 6)
@@ -91,7 +91,8 @@ def predict_rows(
     part.replace(file)
     seconds = time.perf_counter() - start
     note = f" ({empty} without text left unlabelled)" if empty else ""
-    return f"{len(dataset)} rows{note} written to {output} in {seconds:.1f} s ({len(dataset) / seconds:.0f} rows/s)"
+    speed = f"{seconds:.1f} s ({len(dataset) / seconds:.0f} rows/s)"
+    return f"{len(dataset)} rows{note}, text from column '{text}', written to {output} in {speed}"
 
 
 def scorer(folder: Path, batch_size: int = 32) -> Any:
@@ -115,7 +116,8 @@ def scorer(folder: Path, batch_size: int = 32) -> Any:
         model = task.auto_model.from_pretrained(folder, use_safetensors=True).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: its model can't be loaded ({brief(error)}); make the run again.") from error
-    collator, precision = task.collator(tokenizer), best_precision()
+    collator = task.collator(tokenizer)
+    precision = "fp32" if run.precision == "fp32" else best_precision()
 
     def score(texts: list[str]) -> np.ndarray:
         encoded, _ = task.encode(tokenizer, Dataset.from_dict({"text": texts}), tokenizer.model_max_length)

@@ -9,7 +9,7 @@ from typing import Any
 from hf_transfer.errors import UserError
 from hf_transfer.results import FILE, Run, check_writable, load_run, write_atomically
 
-HEADER = ("arm", "target accuracy", "macro-F1", "source accuracy", "vs TF-IDF, points", "seconds", "trainable", "MB")
+HEADER = ("arm", "{set} accuracy", "macro-F1", "source accuracy", "vs TF-IDF, points", "seconds", "trainable", "MB")
 
 
 def test_set(run: Run) -> str:
@@ -71,12 +71,15 @@ def training_seconds(run: Run) -> float:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return `rows` as a Markdown table whose columns also line up in a terminal."""
-    cells = [list(HEADER)]
+    which = "target" if any(row["target"] for row in rows) else "source test"
+    cells = [[name.format(set=which) for name in HEADER]]
+    several = len({row["target"] for row in rows}) > 1
     for row in rows:
         difference = row["versus_tfidf"]
         cells.append(
             [
-                row["arm"] if row["run"] in (None, row["arm"]) else f"{row['arm']} ({row['run']})",
+                (row["arm"] if row["run"] in (None, row["arm"]) else f"{row['arm']} ({row['run']})")
+                + (f" -> {row['target'] or 'source'}" if several else ""),
                 _with_interval(row["accuracy"], row["accuracy_interval"]),
                 _with_interval(row["macro_f1"], row["macro_f1_interval"]),
                 "" if row["source_accuracy"] is None else f"{100 * row['source_accuracy']:.1f}",
@@ -170,7 +173,7 @@ def write_report(folders: list[str], output_dir: str | None = None) -> tuple[str
     Raises:
         UserError: none of the folders is a finished run, or `output_dir` can't be written.
     """
-    found = [folder for folder in folders if (Path(folder) / FILE).is_file()]
+    found = [folder for folder in folders if (Path(folder) / FILE).is_file() and not folder.endswith(".partial")]
     if not found:
         raise UserError(
             f"no finished run among {', '.join(folders[:4]) or 'nothing'}; give folders that hold a {FILE}."
@@ -186,7 +189,9 @@ def write_report(folders: list[str], output_dir: str | None = None) -> tuple[str
              "![accuracy against seconds](report.png)", "", *[f"- {verdict(run)}" for run in runs], ""]  # fmt: skip
     fingerprints = {run.data["fingerprint"] for run in runs}
     if len(fingerprints) > 1:
-        lines.append(f"These runs are on {len(fingerprints)} different data sets or splits; compare with care.\n")
+        care = f"These runs are on {len(fingerprints)} different data sets or splits; compare with care."
+        lines.append(f"{care}\n")
+        text += f"\n{care}"
     write_atomically(files[0], "\n".join(lines))
     write_atomically(files[1], json.dumps(rows, indent=2) + "\n")
     plot(rows, files[2])

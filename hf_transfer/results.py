@@ -74,7 +74,7 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     file = folder / FILE
-    if not file.is_file():
+    if not file.is_file() or folder.name.endswith(".partial"):
         more = " (unfinished: it ends in .partial)" if folder.with_name(folder.name + ".partial").is_dir() else ""
         raise UserError(f"{folder} holds no finished run{more}: {FILE} is missing. Give the --output_dir of a run.")
     try:

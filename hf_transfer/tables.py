@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_transfer.errors import DataError, UserError, listed, nearest
+from hf_transfer.errors import DataError, UserError, hub_refusal, listed, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,9 +143,12 @@ def _load(spec: str) -> Dataset:
     try:
         loaded = datasets.load_dataset(hub_id["name"], hub_id["config"], revision=hub_id["revision"])
     except Exception as error:
+        here = f"'{spec}' is no file or folder here{near}, and as a Hub dataset it can't be loaded"
+        if refusal := hub_refusal(error):
+            raise UserError(f"{here}: {refusal}") from error
+        reason = _line(str(error).partition("Example of usage")[0] or error)  # the example is not for our flags
         raise UserError(
-            f"'{spec}' is no file or folder here{near}, and as a Hub dataset it can't be loaded: {_line(error)} "
-            "Check the path or the id `name:config@revision`, and the connection."
+            f"{here}: {reason} Check the path or the id `name:config@revision`, and the connection."
         ) from error
     return _one_dataset(loaded)
 
@@ -332,6 +335,6 @@ def _drop_missing(spec: str, rows: pd.DataFrame, problems: list[str]) -> tuple[p
     return rows.reset_index(drop=True), notes
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException | str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:200] + ("..." if len(text) > 200 else "") + ("" if text.endswith(".") else ".")

@@ -17,7 +17,7 @@ from hf_transfer.controls import Control
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation import intervals, paired_difference
 from hf_transfer.features import cache_folder, cache_key
-from hf_transfer.inference import predict_logits
+from hf_transfer.inference import predict_logits, release
 from hf_transfer.methods import Prepared, Setup
 from hf_transfer.models import longest_input, public_name
 from hf_transfer.resources import Meter, hardware, versions
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hf_transfer.tasks import Task
 
 SETS = ("train", "validation", "source_test", "target_test")
-SPARE_DISK = 3  # a run folder, a checkpoint and its optimiser state, in multiples of the weights in float32
+SPARE_DISK = 10  # the run folder and three checkpoints with Adam's state, in multiples of the weights in float32
 
 
 def open_folder(arguments: Arguments) -> Path:
@@ -54,6 +54,7 @@ def open_folder(arguments: Arguments) -> Path:
         if not note.is_file():
             raise UserError(f"--resume: there is no unfinished run in {partial}; leave --resume out.")
         started = json.loads(note.read_text(encoding="utf-8"))
+        wanted["fingerprint"] = started["fingerprint"]  # compared when the data is read
         changed = sorted(key for key in {*started, *wanted} if started.get(key) != wanted.get(key))
         if changed:
             raise UserError(f"--resume: the unfinished run was started with other values of {', '.join(changed)}; "
@@ -63,12 +64,15 @@ def open_folder(arguments: Arguments) -> Path:
     return partial
 
 
-def check_space(partial: Path, loaded: Loaded) -> None:
-    """Check that there is room for the run, once data and model are known to be good; `fit` makes the folder.
+def check_folder(partial: Path, domains: Domains, loaded: Loaded) -> None:
+    """Check that the folder fits the run, once data and model are known to be good; `fit` makes it.
 
     Raises:
-        UserError: too little disk space, or a folder that can't be written.
+        UserError: too little disk space, a folder that can't be written, or other data than the run to resume had.
     """
+    note = partial / "arguments.json"
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8"))["fingerprint"] != domains.facts["fingerprint"]:
+        raise UserError(f"--resume: the data changed since {partial} was started; restore it, or remove that folder.")
     there = check_writable(partial, "--output_dir")
     need = SPARE_DISK * 4 * sum(p.numel() for p in loaded.model.parameters())
     if (free := shutil.disk_usage(there).free) < need:
@@ -82,7 +86,7 @@ def encode_all(
     """Tokenise every split once, cached on disk: encoded splits, and the share of tokens cut in each.
 
     Raises:
-        UserError: `--max_length` is beyond what the model takes.
+        UserError: `--max_length` is beyond what the model takes, or cuts every training text.
     """
     max_length, room = arguments.data.max_length, longest_input(loaded)
     if max_length > room:
@@ -100,6 +104,8 @@ def encode_all(
             encoded[name], cut[name] = task.encode(
                 loaded.tokenizer, rows, max_length, str(cache_folder() / f"tokens-{key}.arrow")
             )
+    if cut["train"] and max_length < room and min(encoded["train"]["length"][:]) == max_length:
+        raise UserError(f"every training text is longer than --max_length {max_length} tokens; raise it.")
     return encoded, cut
 
 
@@ -119,7 +125,6 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
     one big batch agree.
     """
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
-    from transformers.trainer_utils import get_last_checkpoint
 
     trainable = {name: p for name, p in prepared.model.named_parameters() if p.requires_grad}
     label_names = list(setup.loaded.model.config.id2label.values())
@@ -128,7 +133,8 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
         raise UserError("there are no validation rows to choose a checkpoint by; raise --validation_fraction, or set "
                         "it to 0 to keep the last checkpoint.")  # fmt: skip
     partial.mkdir(parents=True, exist_ok=True)  # not before here: what the user got wrong leaves nothing behind
-    write_atomically(partial / "arguments.json", json.dumps(as_dict(arguments), default=str))
+    started = {**as_dict(arguments), "fingerprint": setup.fingerprint}
+    write_atomically(partial / "arguments.json", json.dumps(started, default=str))
     if not trainable:
         return []
     given: Any = arguments.train
@@ -136,8 +142,8 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
         given,
         output_dir=str(partial / "checkpoints"),
         remove_unused_columns=False,  # the sampler needs `length`, which the collator leaves out
-        metric_for_best_model=task.headline if evaluates else None,
-        greater_is_better=True if evaluates else None,
+        metric_for_best_model=(given.metric_for_best_model or task.headline) if evaluates else None,
+        restore_callback_states_from_checkpoint=True,  # a resumed run stops early when the whole one would have
         resume=False,
         logging_nan_inf_filter=False,  # it would hide a loss that is no number
     )
@@ -159,7 +165,7 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
         data_collator=setup.collator,
         train_dataset=_fill_up(setup.train, arguments),
         eval_dataset=setup.validation if evaluates else None,
-        compute_loss_func=task.loss(setup.class_weights),
+        compute_loss_func=task.loss(setup.class_weights, given.label_smoothing_factor),
         compute_metrics=compute_metrics,
         callbacks=callbacks,
     )
@@ -169,8 +175,7 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
     if prepared.lr_scale:
         _scale_learning_rates(trainer, prepared.lr_scale)
     before = {name: p.detach().clone() for name, p in trainable.items()}
-    checkpoints = Path(train_args.output_dir)
-    checkpoint = get_last_checkpoint(str(checkpoints)) if arguments.train.resume and checkpoints.is_dir() else None
+    checkpoint = _last_whole_checkpoint(partial / "checkpoints") if arguments.train.resume else None
     result = trainer.train(resume_from_checkpoint=checkpoint)
     losses = [
         result.training_loss,
@@ -183,10 +188,16 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
     unmoved = [name for name, p in trainable.items() if (p.detach().cpu() == before[name].cpu()).all()]
     if unmoved and trainer.state.global_step > 2 and checkpoint is None:
         print(f"warning: {len(unmoved)} trainable tensors did not move, among them {unmoved[0]}")
-    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    release(trainer)
     return [
         {key: value for key, value in entry.items() if "per_second" not in key} for entry in trainer.state.log_history
     ]
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end; the Trainer writes `trainer_state.json` last."""
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def _fill_up(train: Dataset, arguments: Arguments) -> Dataset:
@@ -323,10 +334,10 @@ def finish(
         task=arguments.model.task,
         method=arguments.model.method,
         model=public_name(setup.loaded.name),
-        model_revision=arguments.model.model_revision,
+        model_revision=getattr(model.config, "_commit_hash", None) or arguments.model.model_revision,
         label_names=domains.label_names,
         arguments={**as_dict(arguments), "model": public_name(setup.loaded.name)},
-        command=f"hf-transfer run {recipe} {shlex.join(arguments.argv)}",
+        command=_command(recipe, arguments),
         data=domains.facts,
         metrics={**scores, **({"source_test_before": before} if before else {}), **compared},
         choices=choices,
@@ -347,13 +358,27 @@ def finish(
         from hf_transfer.report import run_report
 
         (partial / "report.md").write_text(run_report(run), encoding="utf-8")
+        if (logs := partial / "checkpoints" / "runs").is_dir():  # where --report_to tensorboard writes
+            logs.rename(partial / "runs")
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
-        (partial / "arguments.json").unlink()
         run.save(partial)
         if run.folder.is_dir():
             run.folder.rmdir()
         partial.rename(run.folder)
+        (run.folder / "arguments.json").unlink()  # last: until here the run counts as unfinished
     return run
+
+
+def _command(recipe: str, arguments: Arguments) -> str:
+    """Return what to type to get this run again, without secrets."""
+    words, skip = [], False
+    for word in arguments.argv:
+        secret = word.startswith("--") and word.split("=")[0].endswith("_token")
+        if not (skip or secret or word == "--resume"):
+            words.append(word)
+        skip = secret and "=" not in word
+    world = arguments.train.world_size
+    return f"hf-transfer run {f'--num_processes {world} ' if world > 1 else ''}{recipe} {shlex.join(words)}"
 
 
 def _predictions(domains: Domains, logits: dict[str, np.ndarray], file: Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 
+from transformers import set_seed
+
 from hf_transfer import tasks
 from hf_transfer.arguments import parse
 from hf_transfer.console import Console
@@ -20,7 +22,7 @@ from hf_transfer.methods import Setup
 from hf_transfer.models import load_model, ordered_labels
 from hf_transfer.resources import Meter
 from hf_transfer.results import Run
-from hf_transfer.training import check_space, class_weights, encode_all, finish, fit, open_folder, score
+from hf_transfer.training import check_folder, class_weights, encode_all, finish, fit, open_folder, score
 
 
 def main(argv: list[str] | None = None) -> Run:
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> Run:
             encoded, cut = encode_all(arguments, domains, loaded, task)
         console.say(summary(domains, cut))
         console.say(f"model: {loaded.name}; method: {arguments.model.method}; {arguments.training_line()}")
-        check_space(partial, loaded)
+        check_folder(partial, domains, loaded)
         setup = Setup(
             loaded=loaded,
             train=encoded["train"],
@@ -50,12 +52,14 @@ def main(argv: list[str] | None = None) -> Run:
             precision=arguments.precision,
             class_weights=weights,
             seed=seed,
+            fingerprint=domains.facts["fingerprint"],
             quiet=console.quiet,
         )
         # a head that came with the model can be tested before it is trained: that shows what training forgets
         before = (
             {} if loaded.new_parameters else score(loaded.model, encoded, setup, task, arguments, ("source_test",))[0]
         )
+        set_seed(seed)
         with meter.stage("prepare"):
             prepared = arguments.method_module.prepare(setup, arguments.method)
         with meter.stage("train"):

@@ -17,6 +17,7 @@ from hf_transfer import methods, tasks
 from hf_transfer.arguments import parse
 from hf_transfer.controls import run_controls
 from hf_transfer.data import load_data
+from hf_transfer.errors import UserError
 from hf_transfer.inference import predict_logits
 from hf_transfer.methods import Setup
 from hf_transfer.models import layers, load_model
@@ -130,6 +131,16 @@ def test_lora_switches(dora, rslora, tiny, tables, tmp_path):
     assert any("magnitude" in name for name, _ in ready.model.named_parameters()) == dora
 
 
+def test_partial_puts_the_dropout_of_frozen_layers_to_rest(tiny, tables, tmp_path):
+    *_, setup, _, ready, _ = prepared("partial", tiny, tables, tmp_path)
+    model = ready.model.train()
+    batch = setup.collator([{k: v for k, v in setup.train[i].items() if k != "labels"} for i in range(4)])
+    with torch.no_grad():
+        states = [model(**batch, output_hidden_states=True).hidden_states for _ in range(2)]
+    assert torch.equal(states[0][2], states[1][2]), "embeddings and layers 0 and 1 are frozen"
+    assert not torch.equal(states[0][3], states[1][3]), "layer 2 moves, with its dropout"
+
+
 def test_layer_wise_decay_slows_the_lower_layers(tiny, tables, tmp_path):
     *_, before, ready, _ = prepared(
         "partial", tiny, tables, tmp_path, "--top_layers", "3", "--layer_lr_decay", "0.01", "--weight_decay", "0"
@@ -227,7 +238,7 @@ def test_run_folder_is_complete(method, runs):
         "predictions.parquet",
         "report.md",
     }
-    assert not {"checkpoints", "arguments.json"} & names
+    assert not {"checkpoints", "arguments.json", "runs"} & names
     assert (run.folder / "adapter" / "adapter_model.safetensors").is_file() == (method in ("lora", "ia3", "prompt"))
     assert not [f for f in run.folder.rglob("*") if f.suffix in (".bin", ".pt", ".pkl", ".pth")]
     assert not run.folder.with_name(run.folder.name + ".partial").exists()
@@ -237,20 +248,22 @@ def test_run_folder_is_complete(method, runs):
     assert run.method in (run.folder / "report.md").read_text()
 
 
-def test_peft_adapter_alone_has_no_path_of_this_machine(runs, tiny):
+def test_peft_adapter_names_its_base_as_the_user_did(runs, tiny):
     config = json.loads((runs["lora"].folder / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(tiny)  # what the user named; the embedded encoder becomes its id
+    assert config["base_model_name_or_path"] == str(tiny)
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "modernbert", "gpt2", "llama"])
 @pytest.mark.parametrize("method", ["frozen", "lora", "adapter"])
 def test_other_architectures(kind, method, tables, recipe, tmp_path):
     model = conftest.make_model(tmp_path / "model", kind)
-    more = ["--frozen_layer", "2"] if method == "frozen" else ["--num_train_epochs", "1"]
-    arguments = [*flags(method, model, tables, tmp_path / "run"), *more]
+    arguments = flags(method, model, tables, tmp_path / "run")
+    if method == "frozen" and kind in ("modernbert", "gpt2", "llama"):  # their own pooling, of the last layer
+        with pytest.raises(UserError, match="no meaning"):
+            recipe(arguments)
+        at = arguments.index("--frozen_layer")
+        del arguments[at : at + 2]
     if method == "adapter" and kind in ("modernbert", "gpt2"):
-        from hf_transfer.errors import UserError
-
         with pytest.raises(UserError, match="no plain feed-forward"):
             recipe(arguments)
         return

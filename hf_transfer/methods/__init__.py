@@ -32,6 +32,7 @@ class Setup:
         precision: bf16, fp16 or fp32.
         class_weights: one weight a label, or None.
         seed: of everything random.
+        fingerprint: of the data.
         quiet: no progress bars.
     """
 
@@ -42,6 +43,7 @@ class Setup:
     precision: str
     class_weights: list[float] | None
     seed: int
+    fingerprint: str = ""
     quiet: bool = True
 
 

@@ -1,7 +1,8 @@
 """Frozen encoder: every text is encoded once; a head that pools tokens by attention is trained on the activations.
 
-Layer and regularisation are chosen on source validation rows. The trunk is cut above the chosen layer, and the head
-becomes one more standard layer (see `pooling`), so the result is smaller than the model it came from.
+Layer (by cross-validation on training rows) and regularisation (on validation rows) need no target label. The trunk is
+cut above the chosen layer, and the head becomes one more standard layer (see `pooling`), so the result is smaller than
+the model it came from.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         raise UserError(f"--frozen_layer is {args.frozen_layer}; the model has layers 1 to {depth}.")
     classes = model.config.num_labels
     if model.config.model_type not in pooling.FAMILIES or not pooling.room_for(model.config, classes):
+        if args.frozen_layer is not None:
+            raise UserError(f"--frozen_layer has no meaning for {model.config.model_type} models: their head reads the "
+                            "last layer; leave it out.")  # fmt: skip
         return _probe_own_pooling(setup)
     from tqdm import tqdm
 
@@ -56,6 +60,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         if layer is None:
             layer, by_layer = _choose_layer(setup, trunk, labels, bar)
         _cut(trunk, layer)
+        bar.set_description("encode")
         bar.reset(total=len(setup.train))
         states = token_states(trunk, setup.train, setup.collator, bar)
         options = {
@@ -103,6 +108,8 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
 
 def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tuple[int, dict[str, float]]:
     """Compare the layers by a quick pooling head on a part of the training rows: (best layer, accuracy by layer)."""
+    import torch
+
     from hf_transfer import pooling
 
     rng = np.random.default_rng(setup.seed)
@@ -113,9 +120,7 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
     parts: list[list[Any]] = [[] for _ in range(depth)]
     for _, mask, hidden in run_trunk(trunk, subset, setup.collator, bar):
         for layer in range(depth):
-            parts[layer].append(hidden[layer + 1][mask])
-    import torch
-
+            parts[layer].append(hidden[layer + 1][mask].to(torch.bfloat16).cpu())
     lengths = np.array(subset["length"][:])
     order = np.argsort(-lengths, kind="stable")
     fold = rng.permutation(len(picked))
@@ -123,7 +128,7 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
     accuracy = {}
     for layer in range(depth):
         bar.set_description(f"compare layer {layer + 1}")
-        states = TokenStates(torch.cat(parts[layer]).to(torch.bfloat16), lengths[order], order)
+        states = TokenStates(torch.cat(parts[layer]), lengths[order], order)
         parts[layer].clear()
         right = []
         for tested in (fold[:half], fold[half:]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback
 
 from hf_transfer.errors import UserError
@@ -47,22 +48,18 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         for parameter in layer.parameters():
             parameter.requires_grad = True
             scale[name_of[id(parameter)]] = args.layer_lr_decay**depth
-    callbacks: list[TrainerCallback] = [RestFrozen()]
-    if args.gradual_unfreezing:
-        callbacks.append(GradualUnfreezing(moving))
+    for module in _frozen_modules(setup.loaded.model, moving):
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    callbacks: list[TrainerCallback] = [GradualUnfreezing(moving)] if args.gradual_unfreezing else []
     choices = {"top_layers": top}
     return Prepared(setup.loaded.model, as_it_is, callbacks, scale if args.layer_lr_decay < 1 else {}, choices)
 
 
-class RestFrozen(TrainerCallback):
-    """Keep modules without any trainable parameter in evaluation mode, so frozen layers have no dropout."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Undo `model.train()` on what is frozen, at every step that may have followed an evaluation."""
-        for module in model.modules():
-            parameters = list(module.parameters())
-            if module.training and parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
+def _frozen_modules(model: Any, moving: list[Any]) -> list[Any]:
+    """Return the modules of the trunk that belong to no moving layer."""
+    alive = {id(module) for layer in moving for module in layer.modules()}
+    return [module for module in model.base_model.modules() if id(module) not in alive]
 
 
 class GradualUnfreezing(TrainerCallback):

@@ -18,7 +18,7 @@ class Task:
         auto_model: transformers' Auto class with the head.
         encode: (tokenizer, dataset, max_length) -> dataset of model inputs with `length`, and the share of tokens cut.
         collator: tokenizer -> data collator.
-        loss: class weights or None -> loss function for the Trainer.
+        loss: (class weights or None, label smoothing) -> loss function for the Trainer.
         compute_metrics: (logits, labels, label names) -> scores.
         headline: the score that chooses checkpoints and heads tables.
     """

@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from hf_transfer.errors import UserError
 from hf_transfer.evaluation import classification_scores
 from hf_transfer.tasks import Task
 
@@ -29,9 +28,6 @@ def encode(tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | 
 
     Returns:
         The encoded dataset, and the share of all tokens that were cut.
-
-    Raises:
-        UserError: every labelled text is longer than `max_length`, and the model takes longer ones.
     """
 
     def batch(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -53,14 +49,11 @@ def encode(tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | 
         batch, batched=True, remove_columns=dataset.column_names, cache_file_name=cache_file, desc="tokenise"
     )
     lost = np.array(encoded["lost"][:])
-    could_be_raised = max_length < tokenizer.model_max_length and "label" in dataset.column_names
-    if could_be_raised and len(lost) and (lost > 0).all():
-        raise UserError(f"every text is longer than --max_length {max_length} tokens; raise it.")
     share = lost.sum() / max(1, lost.sum() + sum(encoded["length"][:]))
     return encoded.remove_columns("lost"), float(share)
 
 
-def loss(class_weights: list[float] | None) -> Any:
+def loss(class_weights: list[float] | None, label_smoothing: float = 0.0) -> Any:
     """Return cross-entropy for `Trainer(compute_loss_func=...)`.
 
     A sum over the rows divided by the number of rows in the *whole* step, so that gradient accumulation and several
@@ -69,7 +62,10 @@ def loss(class_weights: list[float] | None) -> Any:
 
     def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         weight = None if class_weights is None else torch.tensor(class_weights, device=labels.device)
-        total = functional.cross_entropy(outputs["logits"].float(), labels, weight=weight, reduction="sum")
+        logits = outputs["logits"].float()
+        total = functional.cross_entropy(
+            logits, labels, weight=weight, reduction="sum", label_smoothing=label_smoothing
+        )
         return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return compute
