@@ -117,6 +117,7 @@ def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: i
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    vars(model.config).pop("auto_map", None)  # names code of the repository, which was not used
     return Loaded(model.eval(), tokenizer, name, frozenset(new))
 
 

@@ -375,7 +375,7 @@ ROWS = [
      ["nothing to test on", "--target", "--test_fraction above 0"]),
     ("no validation rows", lambda w: {"validation_fraction": 0.01},
      ["no validation rows", "--validation_fraction", "to 0"]),
-    ("all texts truncated", lambda w: {"max_length": 4}, ["every text is longer than --max_length 4", "raise it"]),
+    ("all texts truncated", lambda w: {"max_length": 4}, ["every training text is longer than --max_length 4"]),
 ]  # fmt: skip
 
 FLAGS = [
