@@ -77,6 +77,9 @@ def reporting_errors() -> Iterator[None]:
         yield
     except UserError as error:
         _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             _fail(f"the disk is full ({error.filename or 'while writing'}); free some space and run again.", 2)

@@ -7,6 +7,8 @@ import itertools
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections import Counter
 from functools import cache
 
@@ -222,3 +224,17 @@ def test_no_corpus_text_has_two_labels():
             labels.setdefault(normalise(row["text"]), []).append(row.get("label"))
     assert len(labels) == 3 * 260
     assert [text for text, found in labels.items() if len(found) > 1] == []
+
+
+def test_a_package_that_hides_ours_is_named(tmp_path):
+    """In an editable install PyPI's `hf_transfer` comes first on the path, and nothing of ours can be imported."""
+    (tmp_path / "hf_transfer").mkdir()
+    (tmp_path / "hf_transfer" / "__init__.py").write_text("")
+    (tmp_path / "hf_transfer_nlp.py").write_text((REPOSITORY / "hf_transfer_nlp.py").read_text())
+    done = subprocess.run(
+        [sys.executable, "-c", "import hf_transfer_nlp; hf_transfer_nlp.main()"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the unrelated package hf_transfer")
+    assert len(done.stderr.splitlines()) == 1
