@@ -89,7 +89,7 @@ def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: i
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files are missing
         raise UserError(_why(name, ValueError("it has no tokenizer")))
     known = config.to_dict()
-    # dropout on attention weights is most of their cost on a CPU, and changes no score beyond noise (benchmarks/)
+    # dropout on attention weights is most of their cost on a CPU, see benchmarks/README.md
     options |= dict.fromkeys((key for key in ATTENTION_DROPOUT if key in known), 0.0)
     same_labels = list(config.id2label.values()) == label_names
     id2label = dict(enumerate(label_names))
