@@ -92,6 +92,38 @@ def paired_difference(right: np.ndarray, right_other: np.ndarray, seed: int = 0)
     return {"value": float(difference.mean()), "low": low, "high": high}
 
 
+def slices(right: np.ndarray, lengths: np.ndarray, domains: list[str], seed: int = 0) -> list[dict[str, Any]]:
+    """Return accuracy with its 95 % interval on parts of the rows: thirds by length, and domains if there are several.
+
+    Args:
+        right: (rows,) whether each was labelled correctly.
+        lengths: (rows,) tokens.
+        domains: the domain of each row.
+        seed: of the resampling.
+
+    Returns:
+        Dicts of `slice` (its name in words), `n`, `accuracy`, `low` and `high`.
+    """
+    low, high = (int(bound) for bound in np.quantile(lengths, [1 / 3, 2 / 3]))
+    parts = {
+        f"length: short (up to {low} tokens)": lengths <= low,
+        f"length: medium ({low + 1} to {high} tokens)": (lengths > low) & (lengths <= high),
+        f"length: long (over {high} tokens)": lengths > high,
+    }
+    names = np.array(domains)
+    if len(distinct := sorted(set(domains))) > 1:
+        parts |= {f"domain: {name}": names == name for name in distinct}
+    out = []
+    for name, inside in parts.items():
+        if not inside.any():
+            continue
+        values = right[inside].astype(np.float32)
+        bounds = _bootstrap((values,), lambda v, axis=-1: v.mean(axis=axis), seed)
+        out.append({"slice": name, "n": len(values), "accuracy": float(values.mean()), "low": bounds[0],
+                    "high": bounds[1]})  # fmt: skip
+    return out
+
+
 def _bootstrap(data: tuple[np.ndarray, ...], statistic: Any, seed: int) -> tuple[float, float]:
     if len(data[0]) == 1:  # nothing to resample, and scipy refuses
         return (float(statistic(*data)),) * 2

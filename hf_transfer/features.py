@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_transfer.models import layers
+
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
@@ -96,6 +98,12 @@ def frozen_copy(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     trunk = copy.deepcopy(model.base_model).eval().requires_grad_(False)
     trunk = trunk.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     return trunk.to(torch.bfloat16) if precision == "bf16" else trunk
+
+
+def cut(model: PreTrainedModel, depth: int) -> None:
+    """Remove the layers above `depth`, in place."""
+    del layers(model)[depth:]
+    model.config.num_hidden_layers = depth
 
 
 def run_trunk(

@@ -33,12 +33,14 @@ class Loaded:
         tokenizer: its tokenizer, with a padding token.
         name: the folder or Hub id as the user knows it.
         new_parameters: names of the weights that the checkpoint did not have: the head, which must always train.
+        weights_sha256: of the weight files in a local folder, by name; empty for a Hub id, whose commit is known.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     new_parameters: frozenset[str]
+    weights_sha256: dict[str, str]
 
 
 def default_model() -> str:
@@ -118,7 +120,8 @@ def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: i
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     vars(model.config).pop("auto_map", None)  # names code of the repository, which was not used
-    return Loaded(model.eval(), tokenizer, name, frozenset(new))
+    files = sorted(Path(name).expanduser().glob("*.safetensors")) if Path(name).expanduser().is_dir() else []
+    return Loaded(model.eval(), tokenizer, name, frozenset(new), {file.name: _sha256(file) for file in files})
 
 
 def ordered_labels(args: ModelArguments, label_names: list[str]) -> list[str]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hf_transfer.errors import UserError
 from hf_transfer.results import FILE, Run, check_writable, load_run, write_atomically
@@ -139,6 +142,10 @@ def run_report(run: Run) -> str:
             f"| {label} | {100 * scores['precision']:.1f} | {100 * scores['recall']:.1f} | {100 * scores['f1']:.1f} "
             f"| {scores['support']:.0f} |"
         )
+    lines += ["", "## By slice", "", "| slice | accuracy | rows |", "|---|---|---|"]
+    for part in run.metrics[which]["slices"]:
+        accuracy = _with_interval(part["accuracy"], (part["low"], part["high"]))
+        lines.append(f"| {part['slice']} | {accuracy} | {part['n']} |")
     before = run.metrics.get("source_test_before")
     if before:
         after = run.metrics["source_test"]
@@ -147,6 +154,8 @@ def run_report(run: Run) -> str:
     lines += [
         "",
         f"Expected calibration error on the test rows: {100 * run.metrics[which]['calibration_error']:.1f} %.",
+        "",
+        "![scores and calibration](report.png)",
         "",
         "## Circumstances",
         "",
@@ -226,7 +235,53 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     axes.set_ylabel("accuracy on the test rows, %")
     axes.grid(visible=True, alpha=0.25)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _save(figure, file)
+
+
+def plot_run(run: Run, logits: np.ndarray, labels: np.ndarray, file: Path) -> None:
+    """Draw one run's accuracy beside its controls, and how often it is right at each confidence.
+
+    Args:
+        run: the run.
+        logits: (test rows, classes).
+        labels: (test rows,) class indices.
+        file: PNG to write.
+    """
+    import matplotlib as mpl
+    import scipy.special
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    rows = rows_of([run])
+    for height, row in enumerate(reversed(rows)):
+        value, (low, high) = 100 * row["accuracy"], (100 * bound for bound in row["accuracy_interval"])
+        colour = "0.45" if row["run"] is None else "tab:blue"
+        left.errorbar(value, height, xerr=[[value - low], [high - value]], fmt="o", capsize=4, color=colour)
+        left.annotate(f"{value:.1f}", (value, height), textcoords="offset points", xytext=(0, 7), ha="center")
+    left.set_yticks(range(len(rows)), [textwrap.fill(row["arm"], 18) for row in reversed(rows)])
+    left.set_ylim(-0.5, len(rows) - 0.3)
+    left.set_xlabel(f"accuracy on {rows[-1]['n']:,} test rows, %, with 95 % intervals")
+    left.grid(visible=True, axis="x", alpha=0.25)
+    probabilities = scipy.special.softmax(logits, axis=1)
+    confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    for part in np.array_split(np.argsort(confidence), min(10, max(1, len(labels) // 20))):
+        right.plot(100 * confidence[part].mean(), 100 * hit[part].mean(), "o", color="tab:blue")
+    least = 100 / logits.shape[1]
+    right.plot([least, 100], [least, 100], color="0.6", linewidth=1)
+    right.set_xlabel("confidence, %")
+    right.set_ylabel("labelled correctly, %")
+    right.set_title("tenths of the test rows by confidence; on the line: calibrated", fontsize=9)
+    right.grid(visible=True, alpha=0.25)
+    _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> None:
+    """Write `figure` as PNG, whole or not at all, the same bytes for the same content."""
+    import matplotlib.pyplot as plt
+
     part = file.with_name(f".{file.name}")
-    figure.savefig(part, dpi=150, format="png")
+    figure.savefig(part, dpi=150, format="png", metadata={"Software": None})
     plt.close(figure)
     part.replace(file)

@@ -21,6 +21,7 @@ class Run:
     Attributes:
         folder: where it lies; not written into run.json.
         task, method, model, model_revision: what was adapted, and how.
+        weights_sha256: of a base model from a local folder, file by file, by which the Hub's can be told; else empty.
         label_names: in logit order.
         arguments: every argument that differs from a library default.
         command: what to type to reproduce it.
@@ -40,6 +41,7 @@ class Run:
     method: str
     model: str
     model_revision: str
+    weights_sha256: dict[str, str]
     label_names: list[str]
     arguments: dict[str, Any]
     command: str

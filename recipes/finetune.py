@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from transformers import set_seed
 
@@ -18,11 +19,12 @@ from hf_transfer.console import Console
 from hf_transfer.controls import run_controls
 from hf_transfer.data import load_data, summary
 from hf_transfer.errors import reporting_errors
+from hf_transfer.finish import finish, score
 from hf_transfer.methods import Setup
 from hf_transfer.models import load_model, ordered_labels
 from hf_transfer.resources import Meter
 from hf_transfer.results import Run
-from hf_transfer.training import check_folder, class_weights, encode_all, finish, fit, open_folder, score
+from hf_transfer.training import check_folder, class_weights, encode_all, fit, open_folder
 
 
 def main(argv: list[str] | None = None) -> Run:
@@ -56,9 +58,9 @@ def main(argv: list[str] | None = None) -> Run:
             quiet=console.quiet,
         )
         # a head that came with the model can be tested before it is trained: that shows what training forgets
-        before = (
-            {} if loaded.new_parameters else score(loaded.model, encoded, setup, task, arguments, ("source_test",))[0]
-        )
+        before: dict[str, Any] = {}
+        if not loaded.new_parameters:
+            before, _ = score(loaded.model, encoded, domains, setup, task, arguments, ("source_test",))
         set_seed(seed)
         with meter.stage("prepare"):
             prepared = arguments.method_module.prepare(setup, arguments.method)

@@ -28,6 +28,7 @@ def scores(accuracy, macro_f1, n=200):
             "neg": {"precision": 0.911, "recall": 0.822, "f1": 0.864, "support": 120.0},
             "pos": {"precision": 0.733, "recall": 0.644, "f1": 0.685, "support": 80.0},
         },
+        "slices": [{"slice": "length: short (up to 9 tokens)", "n": 70, "accuracy": 0.75, "low": 0.6, "high": 0.9}],
         "intervals": {
             "accuracy": [accuracy - 0.04, accuracy + 0.03],
             "macro_f1": [macro_f1 - 0.05, macro_f1 + 0.05],
@@ -53,6 +54,7 @@ def make_run(folder, method="lora", accuracy=0.85, gain=(0.05, 0.01, 0.09), fing
         "method": method,
         "model": "tiny/model",
         "model_revision": "abc123",
+        "weights_sha256": {},
         "label_names": ["neg", "pos"],
         "arguments": {"max_length": 64, "lora_r": 8, "source": ["hotels.csv"]},
         "command": f"hf-transfer run finetune --method {method} --source hotels.csv",

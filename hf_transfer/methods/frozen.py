@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.errors import UserError
-from hf_transfer.features import TokenStates, frozen_copy, run_trunk, token_states
+from hf_transfer.features import TokenStates, cut, frozen_copy, run_trunk, token_states
 from hf_transfer.methods import Prepared, Setup, as_it_is
 from hf_transfer.models import layers
 
@@ -59,7 +59,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         by_layer: dict[str, float] = {}
         if layer is None:
             layer, by_layer = _choose_layer(setup, trunk, labels, bar)
-        _cut(trunk, layer)
+        cut(trunk, layer)
         bar.set_description("encode")
         bar.reset(total=len(setup.train))
         states = token_states(trunk, setup.train, setup.collator, bar)
@@ -89,7 +89,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         head = heads[best]
         if fitted is not everything:
             head = pooling.fit_pool(states, labels, everything, weight_decay=best, **options)
-    _cut(model, min(layer + 1, depth))
+    cut(model, min(layer + 1, depth))
     if layer == depth:
         stack = layers(model)
         stack.append(copy.deepcopy(stack[-1]))
@@ -147,12 +147,6 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
             right.append(logits.argmax(1) == labels[picked][order[np.sort(tested)]])
         accuracy[str(layer + 1)] = round(float(np.concatenate(right).mean()), 4)
     return int(max(accuracy, key=lambda name: accuracy[name])), accuracy
-
-
-def _cut(model: Any, depth: int) -> None:
-    """Remove the layers above `depth`, in place."""
-    del layers(model)[depth:]
-    model.config.num_hidden_layers = depth
 
 
 def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -1,0 +1,238 @@
+"""Test a trained model, compare it with the controls, and write the run folder."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_transfer.arguments import as_dict
+from hf_transfer.controls import Control
+from hf_transfer.evaluation import intervals, paired_difference, slices
+from hf_transfer.inference import predict_logits
+from hf_transfer.methods import Prepared, Setup
+from hf_transfer.models import longest_input, public_name
+from hf_transfer.record import record_domain, record_logits
+from hf_transfer.resources import Meter, hardware, versions
+from hf_transfer.results import Run
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_transfer.arguments import Arguments
+    from hf_transfer.data import Domains
+    from hf_transfer.tasks import Task
+
+TESTED = ("validation", "source_test", "target_test")
+
+
+def score(
+    model: Any,
+    encoded: dict[str, Dataset],
+    domains: Domains,
+    setup: Setup,
+    task: Task,
+    arguments: Arguments,
+    sets: tuple[str, ...],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return scores with intervals, and logits in input order, for each of `sets` that has rows."""
+    scores, logits = {}, {}
+    for name in sets:
+        if not len(encoded[name]):
+            continue
+        logits[name] = predict_logits(
+            model, encoded[name], setup.collator, precision=setup.precision,
+            batch_size=arguments.train.per_device_eval_batch_size, quiet=setup.quiet,
+        )  # fmt: skip
+        labels = np.array(encoded[name]["labels"][:])
+        scores[name] = task.compute_metrics(logits[name], labels, domains.label_names)
+        predicted = logits[name].argmax(axis=1)
+        scores[name]["intervals"] = intervals(predicted, labels, seed=setup.seed)
+        if name.endswith("_test"):
+            lengths, names = np.array(encoded[name]["length"][:]), getattr(domains, name)["domain"][:]
+            scores[name]["slices"] = slices(predicted == labels, lengths, names, seed=setup.seed)
+    return scores, logits
+
+
+def compare(
+    controls: dict[str, Control], domains: Domains, setup: Setup, task: Task, logits: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return `controls` (their scores and costs) and `differences` (this model minus each, paired, by test set)."""
+    scores: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
+    for name, control in controls.items():
+        scores[name] = {
+            "seconds": control.seconds,
+            "trainable_parameters": control.trainable_parameters,
+            "peak_memory_mb": control.peak_memory_mb,
+        }
+        for which, output in control.logits.items():
+            labels = np.array(getattr(domains, which)["label"][:])
+            scores[name][which] = task.compute_metrics(output, labels, domains.label_names)
+            scores[name][which]["intervals"] = intervals(output.argmax(axis=1), labels, seed=setup.seed)
+            right, right_other = logits[which].argmax(axis=1) == labels, output.argmax(axis=1) == labels
+            differences.setdefault(which, {})[name] = paired_difference(right, right_other, seed=setup.seed)
+    return {"controls": scores, "differences": differences}
+
+
+def finish(
+    prepared: Prepared,
+    setup: Setup,
+    task: Task,
+    arguments: Arguments,
+    domains: Domains,
+    encoded: dict[str, Dataset],
+    meter: Meter,
+    partial: Path,
+    *,
+    recipe: str,
+    controls: dict[str, Control],
+    history: list[dict[str, Any]],
+    before: dict[str, Any],
+) -> Run:
+    """Merge, test, compare with the controls, and write the run folder; renamed into place when it is complete.
+
+    Args:
+        prepared: the trained model and how to merge it.
+        setup: what the method was given.
+        task: what the data means.
+        arguments: of the recipe.
+        domains: the rows.
+        encoded: the same rows, tokenised.
+        meter: running since the start.
+        partial: the folder that grows.
+        recipe: name of the recipe, for the command that reproduces the run.
+        controls: to compare with.
+        history: the training log.
+        before: source scores before training, or {}.
+    """
+    import torch
+
+    main = arguments.train.process_index == 0
+    trainable = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
+    device_peak = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else None
+    peak = meter.peak_memory // 2**20
+    with meter.stage("save"):
+        adapter = getattr(prepared.model, "peft_config", None)
+        if adapter and main:
+            for config in adapter.values():
+                config.base_model_name_or_path = public_name(setup.loaded.name)
+            prepared.model.save_pretrained(partial / "adapter", save_embedding_layers=False)  # no look-up
+        specials = setup.loaded.tokenizer.num_special_tokens_to_add()
+        model, tokenizer = prepared.merge(prepared.model, setup.loaded.tokenizer)
+        model.eval()
+    added = tokenizer.num_special_tokens_to_add() - specials
+    length = min(arguments.data.max_length + added, longest_input(setup.loaded))
+    tokenizer.model_max_length = length  # so that `pipeline(..., truncation=True)` cuts where training did
+    with meter.stage("evaluate"):
+        if added:  # the merged model wants tokens that the training rows did not have
+            tested = {name: getattr(domains, name) for name in TESTED}
+            encoded = {n: task.encode(tokenizer, rows, length)[0] if len(rows) else rows for n, rows in tested.items()}
+        scores, logits = score(model, encoded, domains, setup, task, arguments, TESTED)
+        compared = compare(controls, domains, setup, task, logits)
+    choices = dict(prepared.choices)
+    if setup.class_weights is not None:
+        choices["class_weights"] = [round(weight, 4) for weight in setup.class_weights]
+    with meter.stage("save"):
+        if main:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            _predictions(domains, logits, partial / "predictions.parquet")
+            _record(model, tokenizer, domains, setup, task, logits, partial)
+    seconds = {**meter.seconds, "total": round(sum(meter.seconds.values()), 3)}
+    run = Run(
+        folder=Path(str(arguments.train.output_dir)),
+        task=arguments.model.task,
+        method=arguments.model.method,
+        model=public_name(setup.loaded.name),
+        model_revision=getattr(model.config, "_commit_hash", None) or arguments.model.model_revision,
+        weights_sha256=setup.loaded.weights_sha256,
+        label_names=domains.label_names,
+        arguments={**as_dict(arguments), "model": public_name(setup.loaded.name)},
+        command=_command(recipe, arguments),
+        data=domains.facts,
+        metrics={**scores, **({"source_test_before": before} if before else {}), **compared},
+        choices=choices,
+        trainable_parameters=trainable or int(choices.get("head_parameters", 0)),
+        parameters=sum(p.numel() for p in model.parameters()),
+        seconds=seconds,
+        peak_memory_mb=peak,
+        device_peak_memory_mb=device_peak,
+        world_size=arguments.train.world_size,
+        precision=setup.precision,
+        seed=arguments.train.seed,
+        hardware=hardware(),
+        versions=versions(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        history=history,
+    )
+    if main:
+        from hf_transfer.report import plot_run, run_report, test_set
+
+        (partial / "report.md").write_text(run_report(run), encoding="utf-8")
+        labels = np.array(domains.test["label"][:])
+        plot_run(run, logits[test_set(run)], labels, partial / "report.png")
+        if (logs := partial / "checkpoints" / "runs").is_dir():  # where --report_to tensorboard writes
+            logs.rename(partial / "runs")
+        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+        run.save(partial)
+        if run.folder.is_dir():
+            run.folder.rmdir()
+        partial.rename(run.folder)
+        (run.folder / "arguments.json").unlink()  # last: until here the run counts as unfinished
+    return run
+
+
+def _record(
+    model: Any, tokenizer: Any, domains: Domains, setup: Setup, task: Task, logits: dict[str, np.ndarray], folder: Path
+) -> None:
+    """Write what verifying, the demo and the export of the run need."""
+    which = "target_test" if "target_test" in logits else "source_test"
+    right = logits[which].argmax(axis=1) == np.array(domains.test["label"][:])
+    record_logits(model, tokenizer, domains, folder / "recorded.jsonl", setup.seed)
+    record_domain(
+        model,
+        tokenizer,
+        task,
+        domains,
+        right,
+        folder / "domain.safetensors",
+        precision=setup.precision,
+        seed=setup.seed,
+    )
+
+
+def _command(recipe: str, arguments: Arguments) -> str:
+    """Return what to type to get this run again, without secrets."""
+    words, skip = [], False
+    for word in arguments.argv:
+        secret = word.startswith("--") and word.split("=")[0].endswith("_token")
+        if not (skip or secret or word == "--resume"):
+            words.append(word)
+        skip = secret and "=" not in word
+    world = arguments.train.world_size
+    return f"hf-transfer run {f'--num_processes {world} ' if world > 1 else ''}{recipe} {shlex.join(words)}"
+
+
+def _predictions(domains: Domains, logits: dict[str, np.ndarray], file: Path) -> None:
+    """Write one row a tested text: set, domain, row in its file, label, prediction, and a probability a label."""
+    import pandas as pd
+    import scipy.special
+
+    parts = []
+    for name, values in logits.items():
+        rows: Dataset = getattr(domains, name)
+        frame = rows.to_pandas()[["domain", "row", "label"]]
+        frame.insert(0, "set", name)
+        frame["prediction"] = values.argmax(axis=1)
+        for column in ("label", "prediction"):
+            frame[column] = [domains.label_names[int(i)] for i in frame[column]]
+        probabilities = scipy.special.softmax(values, axis=1)
+        for i, label in enumerate(domains.label_names):
+            frame[f"p_{label}"] = probabilities[:, i]
+        parts.append(frame)
+    pd.concat(parts, ignore_index=True).to_parquet(file, index=False)
