@@ -84,7 +84,6 @@ def record_domain(
     import torch
     from datasets import concatenate_datasets
     from safetensors.torch import save
-    from sklearn.covariance import LedoitWolf
 
     held_out = concatenate_datasets([rows for rows in (domains.validation, domains.source_test) if len(rows)] or
                                     [domains.validation])  # fmt: skip
@@ -103,9 +102,7 @@ def record_domain(
     def sample(rows: Dataset) -> Dataset:
         return rows.select(rng.permutation(len(rows))[:SAMPLE])
 
-    fitted = LedoitWolf().fit(features(sample(domains.train)))
-    whitening = np.linalg.cholesky(fitted.precision_).astype(np.float32)
-    mean = fitted.location_.astype(np.float32)
+    mean, whitening = whitener(features(sample(domains.train)))
 
     def distances(rows: Dataset) -> np.ndarray:
         return np.linalg.norm((features(rows) - mean) @ whitening, axis=1)
@@ -128,6 +125,21 @@ def record_domain(
     tensors = {"mean": mean, "whitening": whitening, "distances": quantiles}
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
     write_atomically(file, save({name: torch.from_numpy(value) for name, value in tensors.items()}, metadata))
+
+
+def whitener(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean (hidden,) and a matrix (hidden, hidden), float32: rows less the one, times the other, are white.
+
+    Args:
+        features: (rows, hidden); a fine-tuned encoder may leave most directions nearly empty.
+    """
+    from sklearn.covariance import LedoitWolf
+
+    fitted = LedoitWolf().fit(features.astype(np.float64))
+    variances, directions = np.linalg.eigh(fitted.covariance_)
+    floor = max(1e-6 * variances[-1], 1e-12)
+    whitening = directions / np.sqrt(np.maximum(variances, floor))
+    return fitted.location_.astype(np.float32), whitening.astype(np.float32)
 
 
 def _lower_part(model: Any, layer: int, precision: str) -> Any:
