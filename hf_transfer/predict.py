@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ def predict_rows(
     *,
     text_column: str | None = None,
     batch_size: int = 32,
+    engine: str = "torch",
     quiet: bool = False,
 ) -> str:
     """Write the rows of `data` to `output` with `prediction`, `confidence` and one `p_<label>` column a label.
@@ -37,13 +39,14 @@ def predict_rows(
         output: .csv, .tsv, .jsonl or .parquet.
         text_column: guessed when obvious.
         batch_size: texts at a time.
+        engine: what runs the model: torch, or onnx for what `export_run` wrote.
         quiet: no progress bar.
 
     Returns:
         One line on what was written.
 
     Raises:
-        UserError: no such run, unreadable data, an output that exists or has another format.
+        UserError: no such run or export, unreadable data, an output that exists or has another format.
     """
     run = load_run(run_folder)
     file = Path(output)
@@ -65,7 +68,7 @@ def predict_rows(
 
     from tqdm import tqdm
 
-    score = scorer(run.folder, batch_size)
+    score = scorer(run.folder, batch_size, engine)
     start, empty = time.perf_counter(), 0
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
@@ -95,8 +98,25 @@ def predict_rows(
     return f"{len(dataset)} rows{note}, text from column '{text}', written to {output} in {speed}"
 
 
-def scorer(folder: Path, batch_size: int = 32) -> Any:
-    """Load a run's model once; returns a function from texts to probabilities (texts, classes), in input order."""
+def scorer(folder: Path, batch_size: int = 32, engine: str = "torch") -> Callable[[list[str]], np.ndarray]:
+    """Load a run's model once; returns a function from texts to probabilities (texts, classes), in input order.
+
+    Raises:
+        UserError: no such run or engine, a damaged model, or with `onnx` no export.
+    """
+    if engine == "torch":
+        return _torch_scorer(folder, batch_size)
+    if engine != "onnx":
+        raise UserError(f"--engine is '{engine}'; use torch or onnx.")
+    from scipy.special import softmax
+
+    from hf_transfer.onnx_engine import FOLDER, Engine
+
+    model = Engine(load_run(folder).folder / FOLDER)
+    return lambda texts: softmax(model(texts, batch_size), axis=1)
+
+
+def _torch_scorer(folder: Path, batch_size: int) -> Callable[[list[str]], np.ndarray]:
     import scipy.special
     from datasets import Dataset
     from safetensors import SafetensorError
