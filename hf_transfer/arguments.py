@@ -305,6 +305,11 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"--max_length is {data.max_length}; texts need at least 4 tokens.")
 
 
+def is_hub_flag(name: str) -> bool:
+    """Whether a training flag says where the result is pushed: it changes no result."""
+    return name == "push_to_hub" or name.startswith("hub_")
+
+
 def as_dict(arguments: Arguments) -> dict[str, Any]:
     """Return our own flags and those training flags that differ from the library's defaults, ready for JSON.
 
@@ -315,7 +320,7 @@ def as_dict(arguments: Arguments) -> dict[str, Any]:
     train = {
         key: value
         for key, value in arguments.train.to_dict().items()
-        if value != stock.get(key) and not key.endswith("_token") and key not in shown
+        if value != stock.get(key) and not key.endswith("_token") and key not in shown and not is_hub_flag(key)
     }
     own = {**vars(arguments.data), **vars(arguments.model), **vars(arguments.method)}
     return {**own, **train, "world_size": arguments.train.world_size}

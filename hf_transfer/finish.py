@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_transfer.arguments import as_dict
+from hf_transfer.arguments import as_dict, is_hub_flag
 from hf_transfer.controls import Control
 from hf_transfer.evaluation import intervals, paired_difference, slices
 from hf_transfer.inference import predict_logits
@@ -149,7 +149,7 @@ def finish(
         task=arguments.model.task,
         method=arguments.model.method,
         model=public_name(setup.loaded.name),
-        model_revision=getattr(model.config, "_commit_hash", None) or arguments.model.model_revision,
+        model_revision=setup.loaded.revision,
         weights_sha256=setup.loaded.weights_sha256,
         label_names=domains.label_names,
         arguments={**as_dict(arguments), "model": public_name(setup.loaded.name)},
@@ -207,13 +207,14 @@ def _record(
 
 
 def _command(recipe: str, arguments: Arguments) -> str:
-    """Return what to type to get this run again, without secrets."""
-    words, skip = [], False
+    """Return what to type to get this run again, without secrets and without pushing."""
+    words, hidden = [], False
     for word in arguments.argv:
-        secret = word.startswith("--") and word.split("=")[0].endswith("_token")
-        if not (skip or secret or word == "--resume"):
+        if word.startswith("--"):  # its values follow it
+            name = word[2:].split("=")[0]
+            hidden = name.endswith("_token") or name == "resume" or is_hub_flag(name)
+        if not hidden:
             words.append(word)
-        skip = secret and "=" not in word
     world = arguments.train.world_size
     return f"hf-transfer run {f'--num_processes {world} ' if world > 1 else ''}{recipe} {shlex.join(words)}"
 

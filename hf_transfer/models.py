@@ -34,6 +34,7 @@ class Loaded:
         name: the folder or Hub id as the user knows it.
         new_parameters: names of the weights that the checkpoint did not have: the head, which must always train.
         weights_sha256: of the weight files in a local folder, by name; empty for a Hub id, whose commit is known.
+        revision: the commit, where the Hub or its cache told it; else as it was given.
     """
 
     model: PreTrainedModel
@@ -41,6 +42,7 @@ class Loaded:
     name: str
     new_parameters: frozenset[str]
     weights_sha256: dict[str, str]
+    revision: str
 
 
 def default_model() -> str:
@@ -80,9 +82,11 @@ def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: i
     import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils.hub import resolve_revision
 
     name = args.model or default_model()
-    options = {"revision": args.model_revision, "trust_remote_code": False}
+    revision = resolve_revision(name, args.model_revision)
+    options = {"revision": revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(name, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -121,7 +125,9 @@ def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: i
         model.config.pad_token_id = tokenizer.pad_token_id
     vars(model.config).pop("auto_map", None)  # names code of the repository, which was not used
     files = sorted(Path(name).expanduser().glob("*.safetensors")) if Path(name).expanduser().is_dir() else []
-    return Loaded(model.eval(), tokenizer, name, frozenset(new), {file.name: _sha256(file) for file in files})
+    weights = {file.name: _sha256(file) for file in files}
+    commit = getattr(revision, "resolved", revision)  # equal to what was asked for, its `resolved` is the commit
+    return Loaded(model.eval(), tokenizer, name, frozenset(new), weights, commit)
 
 
 def ordered_labels(args: ModelArguments, label_names: list[str]) -> list[str]:

@@ -140,6 +140,7 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
         metric_for_best_model=(given.metric_for_best_model or task.headline) if evaluates else None,
         restore_callback_states_from_checkpoint=True,  # a resumed run stops early when the whole one would have
         resume=False,
+        push_to_hub=False,  # only the finished run is pushed, when it is verified
         logging_nan_inf_filter=False,  # it would hide a loss that is no number
     )
     callbacks = list(prepared.callbacks)
