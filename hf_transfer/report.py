@@ -272,7 +272,7 @@ def plot_run(run: Run, logits: np.ndarray, labels: np.ndarray, file: Path) -> No
     right.plot([least, 100], [least, 100], color="0.6", linewidth=1)
     right.set_xlabel("confidence, %")
     right.set_ylabel("labelled correctly, %")
-    right.set_title("tenths of the test rows by confidence; on the line: calibrated", fontsize=9)
+    right.set_title("test rows in tenths; on the line: calibrated", fontsize=9)
     right.grid(visible=True, alpha=0.25)
     _save(figure, file)
 

@@ -21,7 +21,8 @@ from hf_transfer.data import load_data, summary
 from hf_transfer.errors import reporting_errors
 from hf_transfer.finish import finish, score
 from hf_transfer.methods import Setup
-from hf_transfer.models import load_model, ordered_labels
+from hf_transfer.models import load_model, ordered_labels, public_name
+from hf_transfer.publish import check_push, push_run
 from hf_transfer.resources import Meter
 from hf_transfer.results import Run
 from hf_transfer.training import check_folder, class_weights, encode_all, fit, open_folder
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> Run:
     arguments = parse(argv, description=__doc__)
     console = Console(quiet=arguments.train.quiet or arguments.train.process_index > 0)
     partial = open_folder(arguments)
+    check_push(arguments)
     task = tasks.load(arguments.model.task)
     seed = arguments.train.seed
     with Meter() as meter:
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> Run:
             loaded = load_model(arguments.model, task, domains.label_names, seed)
             encoded, cut = encode_all(arguments, domains, loaded, task)
         console.say(summary(domains, cut))
-        console.say(f"model: {loaded.name}; method: {arguments.model.method}; {arguments.training_line()}")
+        console.say(f"model: {public_name(loaded.name)}; method: {arguments.model.method}; {arguments.training_line()}")
         check_folder(partial, domains, loaded)
         setup = Setup(
             loaded=loaded,
@@ -71,6 +73,8 @@ def main(argv: list[str] | None = None) -> Run:
             recipe="finetune", controls=controls, history=history, before=before.get("source_test", {}),
         )  # fmt: skip
     console.finished(run)
+    if pushed := push_run(arguments, run):
+        console.say(pushed)
     return run
 
 

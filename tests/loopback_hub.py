@@ -3,6 +3,8 @@
     with LoopbackHub() as hub:
         hub.add("dataset", "ns/reviews", {"train.jsonl": b"..."}, tag="v1")
         rows = hub.call(count_rows, "ns/reviews")  # a function of the test file, run in a process that uses this Hub
+        with hub.serving(count_rows) as count:  # the same, many calls to one process
+            rows = count("ns/reviews")
         hub.files("dataset", "ns/reviews", "v1")
 
 Large files travel by plain Git LFS; Xet, which the real Hub uses, is not here. Nor are discussions, Space builds,
@@ -18,17 +20,21 @@ import inspect
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 LARGE = (".bin", ".safetensors", ".parquet", ".arrow", ".gz", ".pt", ".png")
 PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}
@@ -152,23 +158,26 @@ class Refusal(Exception):
 
 @dataclass
 class Fault:
-    """An error to answer instead, `times` times."""
+    """What goes wrong with `times` requests, after `skip` that go well."""
 
     method: str
     path: re.Pattern[str]
     status: int | None
     code: str | None
     times: int
+    skip: int
     cut: bool
+    drop: bool
 
 
 @dataclass(frozen=True)
 class Account:
-    """Who a token stands for, and which namespaces are theirs."""
+    """Who a token stands for, which namespaces are theirs, and in which of them this token writes."""
 
     name: str
     role: str
     namespaces: tuple[str, ...]
+    writes: tuple[str, ...]
 
 
 ROUTES: list[tuple[str, re.Pattern[str], bool, Callable[..., Answer]]] = []
@@ -192,7 +201,9 @@ def route(method: str, path: str, write: bool = False) -> Callable[[Callable[...
 
 
 class LoopbackHub:
-    """A Hub with the accounts `tester` (tokens `token_write`, `token_read`; member of `ns`) and a stranger.
+    """A Hub with the accounts `tester` (a member of `ns`) and a stranger.
+
+    The tester has the tokens `token_write`, `token_read` and the fine-grained `token_fine`, which writes to `ns` alone.
 
     Attributes:
         url: where it listens.
@@ -201,7 +212,7 @@ class LoopbackHub:
         page_size: files on a page of a listing.
     """
 
-    token_write, token_read, token_stranger = "hf_write", "hf_read", "hf_stranger"
+    token_write, token_read, token_fine, token_stranger = "hf_write", "hf_read", "hf_fine", "hf_stranger"
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -212,9 +223,10 @@ class LoopbackHub:
         self._faults: list[Fault] = []
         self._lock = threading.RLock()
         self._accounts = {
-            self.token_write: Account("tester", "write", ("tester", "ns")),
-            self.token_read: Account("tester", "read", ("tester", "ns")),
-            self.token_stranger: Account("stranger", "write", ("stranger",)),
+            self.token_write: Account("tester", "write", ("tester", "ns"), ("tester", "ns")),
+            self.token_read: Account("tester", "read", ("tester", "ns"), ()),
+            self.token_fine: Account("tester", "fineGrained", ("tester", "ns"), ("ns",)),
+            self.token_stranger: Account("stranger", "write", ("stranger",), ("stranger",)),
         }
 
     def __enter__(self) -> LoopbackHub:
@@ -254,9 +266,17 @@ class LoopbackHub:
         return [commit.title for commit in _history(repo, repo.at(revision))]
 
     def fail(self, method: str, path: str, *, status: int | None = None, code: str | None = None, times: int = 1,
-             cut: bool = False) -> None:  # fmt: skip
-        """Answer the next `times` requests that match `path` (a regex) with `status`, or cut the answer half-way."""
-        self._faults.append(Fault(method, re.compile(path), status, code, times, cut))
+             skip: int = 0, cut: bool = False, drop: bool = False) -> None:  # fmt: skip
+        """Let `times` requests that match `path` (a regex) fail, after `skip` that go well.
+
+        They are answered with `status`; or with `cut` they are done but their answer breaks off; or with `drop` the
+        connection breaks while the client still sends.
+        """
+        self._faults.append(Fault(method, re.compile(path), status, code, times, skip, cut, drop))
+
+    def heal(self) -> None:
+        """Let everything go well again."""
+        self._faults.clear()
 
     def environment(self, token: str | None = None, home: Path | None = None) -> dict[str, str]:
         """A process's variables for clients that use this Hub, and nothing of the user's."""
@@ -296,6 +316,33 @@ class LoopbackHub:
             raise AssertionError(f"{function.__name__} failed:\n{process.stdout}\n{process.stderr}")
         return json.loads(process.stdout.splitlines()[-1])
 
+    @contextmanager
+    def serving(self, function: Callable[..., Any], folder: Path | None = None) -> Iterator[Callable[..., Any]]:
+        """Like `call`, but yields a function that can be called often: one process, started in `folder`, answers."""
+        file = Path(inspect.getfile(function))
+        code = (
+            "import json, os, sys\n"
+            "answers = os.fdopen(os.dup(1), 'w')\n"
+            "os.dup2(2, 1)\n"
+            f"import {file.stem} as module\n"
+            "for line in sys.stdin:\n"
+            f"    print(json.dumps(module.{function.__name__}(*json.loads(line))), file=answers, flush=True)\n"
+        )
+        environment = self.environment() | {"PYTHONPATH": str(file.parent)}
+        with subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=folder, text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # fmt: skip
+            assert process.stdin is not None
+            assert process.stdout is not None
+            questions, answers = process.stdin, process.stdout
+
+            def ask(*args: Any) -> Any:
+                print(json.dumps(args, default=str), file=questions, flush=True)
+                if answer := answers.readline():
+                    return json.loads(answer)
+                raise AssertionError(f"{function.__name__} ended the process; see its stderr")
+
+            yield ask
+
     # Inside
 
     def answer(self, request: Request) -> Answer:
@@ -322,6 +369,9 @@ class LoopbackHub:
         with self._lock:
             for fault in self._faults:
                 if fault.times and fault.method == request.method and fault.path.search(unquote(request.path)):
+                    if fault.skip:
+                        fault.skip -= 1
+                        continue
                     fault.times -= 1
                     return fault
         return None
@@ -334,14 +384,16 @@ class LoopbackHub:
         return self._accounts.get(token)
 
     def repo(self, request: Request, kind: str, repo_id: str, write: bool) -> Repo:
-        """Return a repo if whoever asks may see, or with `write` change, it."""
+        """Return a repo if whoever asks may see, or with `write` change, it; anybody may propose a change."""
         account, repo = self.account(request), self.repos.get((_type(kind), repo_id))
-        own = account is not None and repo_id.split("/")[0] in account.namespaces
+        namespace = repo_id.split("/")[0]
+        own = account is not None and namespace in account.namespaces
+        proposes = bool(request.query.get("create_pr")) or request.path.endswith("/lfs/objects/batch")
         if repo is None or (repo.private and not own):
             raise Refusal(404 if account else 401, "RepoNotFound", "Repository not found")
         if write and account is None:
             raise Refusal(401, None, "Invalid username or password.")
-        if write and (not own or account.role != "write"):
+        if write and namespace not in account.writes and not (proposes and account.writes):
             raise Refusal(403, None, "you don't have the rights: a write token of a member is needed")
         return repo
 
@@ -363,10 +415,15 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.rfile.read(int(headers.get("content-length", 0)))
-        request = Request(self.command, url.path, query, headers, body)
+        request = Request(self.command, url.path, query, headers, b"")
         self.hub.log.append(request)
         fault = self.hub.fault(request)
+        length = int(headers.get("content-length", 0))
+        request.body = self.rfile.read(length // 2 if fault and fault.drop else length)
+        if fault and fault.drop:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         ordered = Refusal(fault.status, fault.code, "ordered by the test").answer if fault and fault.status else None
         answer = ordered or self.hub.answer(request)
         content, request.status = answer.encoded(), answer.status
@@ -422,7 +479,7 @@ def create_repo(hub: LoopbackHub, request: Request) -> Answer:
     if account is None:
         raise Refusal(401, None, "Invalid username or password.")
     namespace = wanted.get("organization") or account.name
-    if account.role != "write" or namespace not in account.namespaces:
+    if namespace not in account.writes:
         raise Refusal(403, None, f"you don't have the rights to create a repo under the namespace {namespace!r}")
     repo_type, repo_id = wanted.get("type") or "model", f"{namespace}/{wanted['name']}"
     if repo_type == "space" and not wanted.get("sdk"):
@@ -671,6 +728,14 @@ def repo_info(hub: LoopbackHub, request: Request, repo: Repo, revision: str = "m
     info = {"id": repo.id, "author": repo.id.split("/")[0], "sha": commit.id, "private": repo.private, "gated": False,
             "disabled": False, "lastModified": commit.date, "createdAt": first.date, "tags": [], "downloads": 0,
             "likes": 0, "siblings": siblings}  # fmt: skip
+    if metadata := _front_matter(commit):
+        info["cardData"] = metadata
     if repo.type == "space":
         info["sdk"] = repo.created["sdk"]
     return Answer(info)
+
+
+def _front_matter(commit: Commit) -> dict[str, Any]:
+    """What the YAML at the top of a commit's README.md says."""
+    match = re.match(rb"---\n(.*?)^---$", commit.files.get("README.md", File(b"")).content, re.DOTALL | re.MULTILINE)
+    return yaml.safe_load(match[1]) if match else {}

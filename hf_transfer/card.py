@@ -1,0 +1,326 @@
+"""The model card: what a run showed, in plain words, how to use the model, and how to make it again.
+
+Everything said is derived from the run; nothing is said that was not measured. Names of labels and domains are the
+user's data: they are escaped wherever they appear.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from hf_transfer.errors import UserError
+from hf_transfer.report import test_set, verdict
+from hf_transfer.results import Run
+
+if TYPE_CHECKING:
+    from hf_transfer.hub import Base
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+CONTROLS = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}
+FEWEST = 20  # rows in common, below which two runs are not compared; also rows of a class, below which F1 says little
+SMALL = 200  # test rows, below which the card warns
+POOR_CALIBRATION = 0.05
+KEY = ["set", "domain", "row"]
+EMBEDDED = re.compile(r"(^|.*/)hf_transfer/corpus/(hotels|films|gadgets)\.labeled\.jsonl")
+
+
+def render_card(
+    run: Run,
+    *,
+    repo_id: str,
+    base: Base,
+    files: Literal["merged", "adapter"] = "merged",
+    has_adapter: bool,
+    license: str | None,
+    others: Sequence[Run] = (),
+) -> str:
+    """Return the README.md of the model repository, front matter included; the same run gives the same text.
+
+    Args:
+        run: a finished run without absolute paths; its folder holds the predictions and the tokenizer's config.
+        repo_id: where the model is published, `owner/name`.
+        base: the pretrained model.
+        files: what is published: the merged model, or the adapter's files alone.
+        has_adapter: whether the folder `adapter` is published beside the merged model.
+        license: of the published model, by the Hub's name for it, if stated.
+        others: runs on the same test rows to compare with.
+
+    Raises:
+        UserError: another run has too few test rows in common with this one, or other labels for them.
+    """
+    from huggingface_hub import ModelCard
+
+    which = test_set(run)
+    scores = run.metrics[which]
+    slices = scores["slices"]
+    values = {
+        "run": run,
+        "base": base,
+        "license": license,
+        "repo_id": repo_id,
+        "title": repo_id.split("/")[-1],
+        "merged": files == "merged",
+        "adapter_subfolder": "adapter" if files == "merged" and has_adapter else None,
+        "target": run.data["target"],
+        "sources": sources(run),
+        "labels_seen": target_labels(run),
+        "verdict": verdict(run),
+        "evidence": evidence_rows(run, others),
+        "source_only_missing": target_labels(run) is not None and all(target_labels(other) for other in others),
+        "scores": scores,
+        "source": run.metrics.get("source_test"),
+        "before": run.metrics.get("source_test_before"),
+        "worst_slice": min(slices, key=lambda part: part["accuracy"]) if len(slices) > 1 else None,
+        "longest": longest_text(run),
+        "limits": limits(run),
+        "embedded": from_embedded_corpus(run),
+        "md": escaped,
+        "scored": scored,
+        "percent": percent,
+        "fence": fence,
+        "literal": literal,
+    }
+    data = card_data(run, repo_id=repo_id, base=base, files=files, license=license)
+    return str(ModelCard.from_template(data, template_path=str(TEMPLATE), **values)).rstrip() + "\n"
+
+
+def card_data(run: Run, *, repo_id: str, base: Base, files: str, license: str | None) -> Any:
+    """Return the card's front matter (`ModelCardData`), scores with their intervals included."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    from hf_transfer import tasks
+
+    pipeline_tag = tasks.load(run.task).pipeline_tag
+    results = []
+    for which in ("target_test", "source_test"):
+        if which not in run.metrics:
+            continue
+        scores = run.metrics[which]
+        names = [run.data["target"]] if which == "target_test" else sources(run)
+        for kind, name, key in (
+            ("accuracy", "accuracy", "accuracy"),
+            ("f1", "macro-F1", "macro_f1"),
+            ("calibration_error", "expected calibration error", "calibration_error"),
+        ):
+            more: dict[str, Any] = {"average": "macro"} if kind == "f1" else {}
+            if interval := scores["intervals"].get(key):
+                more["confidence_interval_95"] = [round(float(bound), 4) for bound in interval]
+            results.append(
+                EvalResult(
+                    task_type=pipeline_tag,
+                    task_name=pipeline_tag.replace("-", " "),
+                    dataset_type="custom",  # a domain's own name would link to whatever data set on the Hub has it too
+                    dataset_name=", ".join(one_line(part) for part in names),
+                    dataset_split=which,
+                    dataset_args={"fingerprint": run.data["fingerprint"]},
+                    metric_type=kind,
+                    metric_name=name,
+                    metric_value=round(float(scores[key]), 4),
+                    metric_args={**more, "n": int(scores["n"])},
+                )
+            )
+    adapting = ["domain-adaptation"] if run.data["target"] else []
+    return ModelCardData(
+        library_name="transformers" if files == "merged" else "peft",
+        pipeline_tag=pipeline_tag,
+        license=license,
+        base_model=base.name if base.revision else None,
+        tags=["hf_transfer", run.method, *adapting, pipeline_tag],
+        metrics=["accuracy", "f1"],
+        model_name=repo_id.split("/")[-1],
+        eval_results=results,
+    )
+
+
+def evidence_rows(run: Run, others: Sequence[Run] = ()) -> list[dict[str, Any]]:
+    """Return one dict a row of the evidence table: the controls, the `others`, this model.
+
+    Keys: `name`, `n`, `accuracy`, `macro_f1` and their `..._interval`, `source_accuracy` (None if not measured) and
+    `difference`: this model's accuracy minus the row's on the same rows, paired (`value`, `low`, `high`), or None.
+
+    Raises:
+        UserError: another run has too few test rows in common with this one, or other labels for them.
+    """
+    which = test_set(run)
+    rows = []
+    for name, label in CONTROLS.items():
+        control = run.metrics["controls"][name]
+        difference = run.metrics["differences"][which][name]
+        rows.append(_row(label, control[which], control.get("source_test"), difference))
+    rows += [_other_row(run, other, which) for other in others]
+    seen = target_labels(run)
+    label = "this model" if seen else "this model (source-only: no target labels were used)"
+    return [*rows, _row(label, run.metrics[which], run.metrics.get("source_test"), None)]
+
+
+def _row(
+    name: str, scores: dict[str, Any], source: dict[str, Any] | None, difference: dict[str, float] | None
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "n": scores["n"],
+        "accuracy": scores["accuracy"],
+        "accuracy_interval": list(scores["intervals"]["accuracy"]),
+        "macro_f1": scores["macro_f1"],
+        "macro_f1_interval": list(scores["intervals"]["macro_f1"]),
+        "source_accuracy": source["accuracy"] if source else None,
+        "difference": difference,
+    }
+
+
+def _other_row(run: Run, other: Run, which: str) -> dict[str, Any]:
+    """Score `other` on the test rows that it shares with `run`."""
+    from sklearn.metrics import f1_score
+
+    from hf_transfer.evaluation import intervals, paired_difference
+
+    common = _predictions(run).merge(_predictions(other), on=KEY, suffixes=("", "_other"))
+    wrong = int((common["label"] != common["label_other"]).sum())
+    if wrong:
+        raise UserError(f"{other.folder}: {wrong} of the {len(common)} test rows that it shares with {run.folder} have "
+                        "another label there; give a run on the same data.")  # fmt: skip
+    rows = common[common["set"] == which]
+    if len(rows) < FEWEST:
+        raise UserError(f"{other.folder} shares {len(rows)} {which.replace('_', ' ')} rows with {run.folder}, at least "
+                        f"{FEWEST} are needed; give a run on the same data and --seed.")  # fmt: skip
+    names = sorted({*rows["label"], *rows["prediction_other"]})
+    labels, predictions = (np.array([names.index(n) for n in rows[c]]) for c in ("label", "prediction_other"))
+    right = (rows["prediction"] == rows["label"]).to_numpy()
+    scores = {
+        "n": len(rows),
+        "accuracy": float((predictions == labels).mean()),
+        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0.0)),
+        "intervals": intervals(predictions, labels, seed=run.seed),
+    }
+    source = common[common["set"] == "source_test"]
+    on_source = {"accuracy": float((source["prediction_other"] == source["label"]).mean())}
+    seen = target_labels(other)
+    name = f"{other.method} on {', '.join(sources(other))}, " + (f"with {seen}" if seen else "no target labels")
+    return _row(
+        f"another run: {name}" if seen else f"source-only: {name}",
+        scores,
+        on_source if len(source) >= FEWEST else None,
+        paired_difference(right, predictions == labels, seed=run.seed),
+    )
+
+
+def _predictions(run: Run) -> Any:
+    """Return a run's test predictions, without rows that its file and row number do not tell apart."""
+    import pandas as pd
+
+    try:
+        rows = pd.read_parquet(run.folder / "predictions.parquet", columns=[*KEY, "label", "prediction"])
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run.folder} has no readable predictions.parquet; make the run again.") from error
+    return rows.drop_duplicates(KEY, keep=False)
+
+
+def sources(run: Run) -> list[str]:
+    """Return the names of the source domains."""
+    return [name for name in run.data["domains"] if name != run.data["target"]]
+
+
+def target_labels(run: Run) -> str | None:
+    """Say in words how many target labels training saw; None if it saw none."""
+    shots = run.arguments["target_shots"]
+    if run.data["target"] is None or shots == "0":
+        return None
+    if shots == "all":
+        return "all target labels outside the test rows"
+    return f"{shots} target label{'' if shots == '1' else 's'} a class"
+
+
+def longest_text(run: Run) -> int:
+    """Return after how many tokens a text is cut; tokens that prompt tuning puts before it do not count."""
+    import json
+
+    config = json.loads((run.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    return config["model_max_length"] - run.arguments.get("prompt_tokens", 0)
+
+
+def from_embedded_corpus(run: Run) -> bool:
+    """Whether all labelled rows came from the reviews that ship with this package, which are CC0."""
+    target = run.arguments["target"]
+    specs = [*run.arguments["source"], *([target] if target else [])]
+    return all(EMBEDDED.fullmatch(spec) for spec in specs)
+
+
+def limits(run: Run) -> list[str]:
+    """Return what the numbers do not show or speak against, one Markdown sentence each."""
+    which = test_set(run)
+    scores, n = run.metrics[which], run.metrics[which]["n"]
+    difference = run.metrics["differences"][which]
+    low, high = scores["intervals"]["accuracy"]
+    source = run.metrics.get("source_test")
+    classes = {name: part for name, part in scores["per_class"].items() if part["support"]}
+    worst = min(classes, key=lambda name: classes[name]["f1"])
+    rare = [name for name, part in scores["per_class"].items() if part["support"] < FEWEST]
+    out = []
+    if difference["tfidf"]["high"] < 0:
+        out.append(f"{CONTROLS['tfidf']} is more accurate on these rows.")
+    elif difference["tfidf"]["low"] <= 0:
+        out.append(f"No gain over {CONTROLS['tfidf']} is shown on {n} rows: the interval of the difference holds 0.")
+    if difference["majority"]["low"] <= 0:
+        out.append("It is not shown to be more accurate than giving every text the commonest label.")
+    if n < SMALL:
+        out.append(f"Only {n} test rows: accuracy may be anywhere from {percent(low)} % to {percent(high)} %.")
+    if classes[worst]["f1"] < max(part["f1"] for part in classes.values()):
+        part = classes[worst]
+        out.append(f"It is weakest on the label {escaped(worst)}: F1 {percent(part['f1'])} %, it finds "
+                   f"{percent(part['recall'])} % of the {part['support']:.0f} rows that have it.")  # fmt: skip
+    if rare:
+        counts = ", ".join(f"{escaped(name)} ({scores['per_class'][name]['support']:.0f})" for name in rare)
+        out.append(f"Labels with fewer than {FEWEST} test rows, whose scores say little: {counts}.")
+    for part in scores["slices"]:
+        if part["high"] < scores["accuracy"]:
+            out.append(f"It is less accurate than overall on {escaped(part['slice'])}: "
+                       f"{scored(part['accuracy'], part['low'], part['high'])} %.")  # fmt: skip
+    if which == "target_test" and source and high < source["intervals"]["accuracy"][0]:
+        out.append("It is less accurate on the target than on the source: the intervals do not overlap.")
+    if scores["calibration_error"] >= POOR_CALIBRATION:
+        out.append(f"Its probabilities are off by {percent(scores['calibration_error'])} points on average (expected "
+                   "calibration error): use them to rank texts rather than as chances.")  # fmt: skip
+    if conflicts := run.data["conflicting_labels"]:
+        out.append(f"The source's labels are not all consistent: {conflicts} texts occur with different ones.")
+    out.append(f"Texts longer than {longest_text(run)} tokens are cut; what follows is not read.")
+    tested = [*([run.data["target"]] if which == "target_test" else []), *(sources(run) if source else [])]
+    out.append(f"It was tested on {', '.join(map(escaped, tested))}, and on no other domain.")
+    out.append(f"It was trained once, with seed {run.seed}: the intervals cover the choice of test rows, not of seeds.")
+    return out
+
+
+def one_line(text: str) -> str:
+    """Return `text` on one line, without characters that can't be seen."""
+    visible = "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text)
+    return " ".join(visible.split()) or "(blank)"
+
+
+def escaped(text: str) -> str:
+    """Return `text` so that Markdown shows it as it is, on one line and in tables, if it does not start that line."""
+    return re.sub(r"[\\`*_\[\]<>#|~$@&]|:(?=\S)", r"\\\g<0>", one_line(text))
+
+
+def literal(text: str) -> str:
+    """Return `text` as a Python string, in double quotes where it can stand in them as it is."""
+    return f'"{text}"' if text.isprintable() and not {'"', "\\"} & set(text) else repr(text)
+
+
+def fence(text: str) -> str:
+    """Return a code fence that nothing in `text` can close."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    return "`" * max(3, longest + 1)
+
+
+def percent(value: float) -> str:
+    """Return a share in per cent, with one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def scored(value: float, low: float, high: float, sign: str = "") -> str:
+    """Return a share with its interval, in per cent; `sign` "+" shows the sign."""
+    return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"

@@ -1,0 +1,334 @@
+"""Talk with the Hub: who asks, where a base model is, and one commit that is checked afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_transfer.errors import UserError, hub_refusal, listed
+from hf_transfer.results import FILE
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from hf_transfer.results import Run
+
+BORN_WITH = (".gitattributes", "README.md")  # what a repository made on the Hub's site holds from the start
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where the pretrained weights can be had.
+
+    Attributes:
+        name: Hub id, or the bare folder name of a local model.
+        revision: 40-hex commit on the Hub; None when it isn't to be had there.
+        license: as its card on the Hub says.
+        folder: a folder here that holds the same weights, or None.
+        reason: why there is no revision.
+    """
+
+    name: str
+    revision: str | None = None
+    license: str | None = None
+    folder: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A repository after a push: where it is, the commit, whether that is new, and whether nobody else sees it."""
+
+    url: str
+    commit: str
+    changed: bool
+    private: bool
+
+
+def check_repo_id(repo_id: str | None, flag: str = "REPO") -> str:
+    """Return `repo_id` if it can name a repository.
+
+    Raises:
+        UserError: it can't.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id or "")
+        if not repo_id or "/" not in repo_id:
+            raise HFValidationError("it has no owner")
+    except HFValidationError as error:
+        reason = str(error).split(":")[0]
+        raise UserError(
+            f"{flag} is '{repo_id or ''}' ({reason[:100]}); it must be owner/name, such as me/kitchen-sentiment."
+        ) from error
+    return repo_id
+
+
+def check_account(repo_id: str, *, create_pr: bool = False) -> HfApi:
+    """Return a client of whoever is logged in, who may write to `repo_id`.
+
+    Raises:
+        UserError: no token, a refused or read-only one, another's namespace, or no Hub.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import logging
+
+    check_repo_id(repo_id)
+    if not get_token():
+        raise UserError("there is no Hub token; log in with `hf auth login`, or set HF_TOKEN to one that may write.")
+    logging.set_verbosity_error()  # what it says, we say shorter
+    api = HfApi(library_name="hf_transfer")
+    with hub_errors("the Hub can't tell who you are"):
+        account = api.whoami()
+    role = account.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise UserError("your Hub token may only read; make one that may write, and log in with `hf auth login`.")
+    own = [account["name"], *(member["name"] for member in account.get("orgs", []))]
+    if repo_id.split("/")[0] not in own and not create_pr:
+        raise UserError(f"{repo_id}: your token is of {account['name']}, who can't write there; publish to "
+                        f"{listed(own)}, or propose it with --create_pr.")  # fmt: skip
+    return api
+
+
+def find_base(run: Run, *, offline: bool = False) -> Base:
+    """Return where the base model of `run` is to be had: a commit on the Hub with the very weights that were trained.
+
+    Args:
+        run: whose model, revision and weights' SHA-256 are looked for.
+        offline: a Hub that can't be reached is no error but the reason why there is no revision.
+
+    Raises:
+        UserError: the Hub can't be asked.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    from hf_transfer.models import DEFAULT_ID, default_model
+
+    local = default_model() if run.model == DEFAULT_ID and run.weights_sha256 else run.model
+    folder = local if Path(local).expanduser().is_dir() else None
+    if folder == run.model or run.model.startswith(("/", ".", "~")) or run.model.count("/") > 1:
+        return Base(Path(run.model).name, folder=folder, reason="it is a folder of this machine")
+    try:
+        with hub_errors(f"base model {run.model}", RepositoryNotFoundError, RevisionNotFoundError):
+            info = HfApi().model_info(run.model, revision=run.model_revision, files_metadata=True)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        return Base(run.model, folder=folder, reason=f"the Hub has no {run.model} at {run.model_revision}")
+    except UserError as error:
+        if not offline:
+            raise
+        return Base(run.model, folder=folder, reason=str(error))
+    license = getattr(info.card_data, "license", None)
+    there = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
+    if any(there.get(name) != sha for name, sha in run.weights_sha256.items()):
+        return Base(run.model, license=license, folder=folder, reason="the Hub holds other weights of that name")
+    return Base(run.model, revision=info.sha, license=license, folder=folder)
+
+
+def fetch_base(base: Base) -> str:
+    """Return a folder with the base model's weights, from the Hub's cache or the Hub itself if it isn't here.
+
+    Raises:
+        UserError: the Hub can't be asked.
+    """
+    from huggingface_hub import snapshot_download
+
+    if base.folder:
+        return base.folder
+    with hub_errors(f"base model {base.name}"):
+        return snapshot_download(
+            base.name, revision=base.revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]
+        )
+
+
+def push(
+    api: HfApi,
+    folder: Path,
+    repo_id: str,
+    *,
+    repo_type: Literal["model", "space"],
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    message: str,
+    own: tuple[str, ...],
+) -> Pushed:
+    """Bring a repository to hold the files of `folder`, by one commit, or by none if it does already.
+
+    Files that others put there stay; those of an earlier push that this one lacks go.
+
+    Args:
+        api: a client that may write.
+        folder: what to upload.
+        repo_id: owner/name; made if there is none.
+        repo_type: model or space.
+        private: nobody else sees it.
+        revision: branch; made if there is none. None is the main one.
+        create_pr: propose the commit instead.
+        message: of the commit.
+        own: patterns of the files that an earlier push may have left there.
+
+    Raises:
+        UserError: the repository is somebody else's work or has another visibility, or the Hub refuses or fails.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    where = repo_id if repo_type == "model" else f"Space {repo_id}"
+    same: Any = {"repo_id": repo_id, "repo_type": repo_type}
+    info = None
+    with suppress(RepositoryNotFoundError), hub_errors(where, RepositoryNotFoundError):
+        info = api.repo_info(**same)
+    if info is None:
+        if create_pr:
+            raise UserError(f"{where} doesn't exist, nothing can be proposed there; leave --create_pr out.")
+        sdk = "gradio" if repo_type == "space" else None
+        with hub_errors(where):
+            api.create_repo(**same, private=private, space_sdk=sdk, exist_ok=True)
+            info = api.repo_info(**same)
+    if private and not info.private:
+        raise UserError(f"{where} is public and --private was given; make it private in its settings, or choose "
+                        "another name.")  # fmt: skip
+    with hub_errors(where):
+        branches = [branch.name for branch in api.list_repo_refs(**same, include_pull_requests=create_pr).branches]
+        new_branch = revision is not None and revision not in branches
+        start = api.repo_info(**same, revision=None if new_branch else revision)
+        there = _files(api, same, start.sha)
+    foreign = sorted(set(there) - set(BORN_WITH))
+    if foreign and (FILE if repo_type == "model" else "space.json") not in there and not create_pr:
+        raise UserError(f"{where} holds other work already ({listed(foreign, 3)}); choose another name, or propose "
+                        "yours with --create_pr.")  # fmt: skip
+    ours = {path: _oid(path, folder / path, there) for path in _paths(folder)}
+    stale = [path for path in foreign if path not in ours and any(_fits(path, kind) for kind in own)]
+    if not stale and not new_branch and _holds(there, ours):
+        return Pushed(_url(api, same, revision), start.sha, changed=False, private=info.private)
+    if create_pr and (proposed := _proposal(api, same, ours, where)):
+        return Pushed(*proposed, changed=False, private=info.private)
+    added = [CommitOperationAdd(path, folder / path) for path in ours]
+    made = False
+    try:
+        with hub_errors(where):
+            at = None if new_branch else revision
+            api.preupload_lfs_files(repo_id, added, repo_type=repo_type, revision=at, create_pr=create_pr)
+            if new_branch:
+                api.create_branch(**same, branch=revision, revision=start.sha)
+                made = True
+            if new_branch and not stale and _holds(there, ours):
+                return Pushed(_url(api, same, revision), start.sha, changed=True, private=info.private)
+            commit = api.create_commit(
+                **same,
+                operations=[*added, *(CommitOperationDelete(path) for path in stale)],
+                commit_message=message,
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=None if create_pr else start.sha,
+            )
+            now = _files(api, same, commit.oid)
+        if not _holds(now, {path: _oid(path, folder / path, now) for path in ours}):
+            raise UserError(f"{where}: commit {commit.oid[:8]} holds other bytes than were sent, don't use it; run the "
+                            "same command again.")  # fmt: skip
+    except BaseException:
+        if made:  # it would look like the new version while it holds the old one
+            with hub_errors(f"{where}: branch {revision} was made but holds nothing new; remove it"):
+                api.delete_branch(**same, branch=revision)
+        raise
+    return Pushed(commit.pr_url or _url(api, same, revision), commit.oid, changed=True, private=info.private)
+
+
+def _url(api: HfApi, same: dict[str, Any], revision: str | None) -> str:
+    kind = "spaces/" if same["repo_type"] == "space" else ""
+    return f"{api.endpoint}/{kind}{same['repo_id']}{f'/tree/{revision}' if revision else ''}"
+
+
+def _fits(path: str, kind: str) -> bool:
+    return path.count("/") == kind.count("/") and PurePosixPath(path).match(kind)
+
+
+def _paths(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def _files(api: HfApi, same: dict[str, Any], revision: str | None) -> dict[str, Any]:
+    """Return path -> file of a revision: its git blob id, and its SHA-256 if it is a large file."""
+    from huggingface_hub.hf_api import RepoFile
+
+    tree = api.list_repo_tree(**same, recursive=True, revision=revision)
+    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _oid(path: str, file: Path, there: dict[str, Any]) -> str:
+    """Return the hash by which the Hub would know `file`: it decides itself which files are large."""
+    from huggingface_hub.utils.sha import git_hash, sha_fileobj
+
+    if path not in there:
+        return ""
+    if there[path].lfs:
+        with file.open("rb") as stream:
+            return sha_fileobj(stream).hex()
+    return git_hash(file.read_bytes())
+
+
+def _holds(there: dict[str, Any], ours: dict[str, str]) -> bool:
+    return all(
+        path in there and oid == (there[path].lfs.sha256 if there[path].lfs else there[path].blob_id)
+        for path, oid in ours.items()
+    )
+
+
+def _proposal(api: HfApi, same: dict[str, Any], ours: dict[str, str], where: str) -> tuple[str, str] | None:
+    """Return address and commit of the pull request, among the last five, that proposes the same files."""
+    with hub_errors(where):
+        pulls = api.list_repo_refs(**same, include_pull_requests=True).pull_requests or []
+        for pull in sorted(pulls, key=lambda ref: int(ref.ref.split("/")[-1]))[-5:]:
+            if _holds(_files(api, same, pull.ref), ours):
+                number = pull.ref.split("/")[-1]
+                return f"{_url(api, same, None)}/discussions/{number}", pull.target_commit
+    return None
+
+
+@contextmanager
+def hub_errors(what: str, *let_through: type[Exception]) -> Iterator[None]:
+    """Turn what goes wrong with the Hub into one line that says what to do; `let_through` stays as it is.
+
+    Raises:
+        UserError: the Hub refused, failed or could not be reached.
+    """
+    from huggingface_hub.utils import httpx
+
+    try:
+        yield
+    except let_through:
+        raise
+    except (OSError, httpx.HTTPError, RuntimeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+            raise  # of this machine: a full disk, a file that can't be read
+        raise UserError(f"{what}: {_why(error)}") from error
+
+
+def _why(error: BaseException) -> str:
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    status = next((code for one in chain if (code := getattr(getattr(one, "response", None), "status_code", None))), 0)
+    if "OfflineModeIsEnabled" in names:
+        return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it."
+    if status == 403:
+        return "your token may not do this; use one that may write to this repository (`hf auth login`)."
+    if refusal := hub_refusal(error):
+        return refusal
+    if status in (409, 412):
+        return "somebody else changed it at the same moment; run the same command again."
+    if status == 429:
+        return "the Hub takes no more requests from you for now; wait some minutes and run the same command again."
+    if status >= 500 or names & {"TransportError", "ConnectionError", "TimeoutException"}:
+        got = f"answers with error {status}" if status else "can't be reached"
+        return f"the Hub {got}; check the connection and run the same command again, it goes on safely."
+    text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+    return f"the Hub refused ({text}{f', error {status}' if status else ''}); mend that and run the same command again."
