@@ -1,0 +1,663 @@
+"""The demo: in a real browser, through its API, and piece by piece."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import conftest
+import pytest
+import torch
+from demo_app import DEMO, serving
+
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("CI") and not all(map(importlib.util.find_spec, ("gradio", "captum"))),
+    reason="needs the demo's packages: pip install 'hf-transfer-nlp[demo]'",
+)
+sys.path.append(str(DEMO))
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--no-first-run"]  # fmt: skip
+REVIEW = "The bedroom was spotless and the staff don't hurry you, but our breakfast was cold."
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, recipe, tmp_path_factory):
+    """Two run folders, `frozen` and `lora`."""
+    folder = tmp_path_factory.mktemp("demo")
+    for method in ("frozen", "lora"):
+        recipe(["--model", str(tiny), "--source", str(conftest.CORPUS / "hotels.labeled.jsonl"),
+                "--target", str(conftest.CORPUS / "gadgets.labeled.jsonl"), "--validation_fraction", "0.2",
+                "--method", method, "--output_dir", str(folder / method), "--max_length", "48", "--precision", "fp32",
+                *(["--num_train_epochs", "1"] if method == "lora" else []), "--quiet"])  # fmt: skip
+    return [folder / "frozen", folder / "lora"]
+
+
+@pytest.fixture(scope="module")
+def app(runs, tmp_path_factory):
+    """The address of the app with both runs, and the file that takes corrections."""
+    file = tmp_path_factory.mktemp("corrections") / "new" / "corrections.jsonl"
+    with serving("-m", "hf_transfer.cli", "demo", *map(str, runs), "--corrections", str(file)) as url:
+        yield url, file
+
+
+@pytest.fixture(scope="module")
+def client(app, tmp_path_factory):
+    from gradio_client import Client
+
+    return Client(app[0], verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+
+
+@pytest.fixture(scope="module")
+def model(runs):
+    from models import Model
+
+    return Model("frozen", runs[0])
+
+
+def read(file, delimiter=","):
+    with Path(file).open(encoding="utf-8-sig", newline="") as stream:
+        return list(csv.reader(stream, delimiter=delimiter))
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not os.environ.get("CI"):
+        pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
+        if CHROMIUM is None:
+            pytest.skip("needs chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(app, browser):
+    """The app's page; afterwards nothing has failed, left this machine or stuck out."""
+    context = browser.new_context(viewport={"width": 1000, "height": 800}, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    trouble: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("requestfailed", lambda request: trouble.append(f"failed: {request.url}"))
+    context.on("request", lambda request: None if request.url.startswith((app[0], "data:", "blob:"))
+               else trouble.append(f"outside: {request.url}"))  # fmt: skip
+    page.goto(app[0])
+    page.get_by_role("button", name="Label it", exact=True).wait_for()
+    yield page
+    assert trouble == []
+    for width in (1000, 400):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name).click()
+    return page.get_by_role("tabpanel").locator("visible=true")
+
+
+def test_label_and_words_of_a_review(page, model):
+    page.get_by_label("Text").locator("visible=true").fill(REVIEW)
+    page.get_by_role("button", name="Label it", exact=True).click()
+    expected = model.predict(REVIEW)
+    page.get_by_test_id("label-output-value").get_by_text(expected.label).wait_for()
+    share = f"{100 * expected.probabilities[expected.label]:.0f}%"
+    assert share in page.locator(".confidence").first.inner_text()
+    page.locator("#usual").get_by_text(re.compile("(Typical|Unusual|Outside).*training texts")).wait_for()
+    page.locator("#summary").get_by_text("add up to").wait_for()
+    shown = [word.strip() for word in page.locator(".textspan").all_inner_texts()]
+    assert "don't" in shown
+    assert "spotless" in shown
+    colours = page.locator(".textspan").evaluate_all("spans => spans.map(s => getComputedStyle(s).backgroundColor)")
+    assert len(set(colours)) > 3
+
+
+def test_try_with_the_keyboard_alone(page, model):
+    def focused():
+        return page.evaluate("document.activeElement.tagName + ' ' + (document.activeElement.innerText || '')")
+
+    def tab_to(name):
+        for _ in range(25):
+            if focused().startswith(name):
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError(f"{name} can't be reached by Tab")
+
+    tab_to("TEXTAREA")
+    page.keyboard.type(REVIEW)
+    page.keyboard.press("Shift+Enter")
+    page.get_by_test_id("label-output-value").get_by_text(model.predict(REVIEW).label).wait_for()
+    page.locator("#summary").get_by_text("add up to").wait_for()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Dreadful.")
+    tab_to("BUTTON Label it")
+    page.keyboard.press("Enter")
+    page.get_by_test_id("label-output-value").get_by_text(model.predict("Dreadful.").label).wait_for()
+    page.locator(".textspan").get_by_text("Dreadful").wait_for()
+
+
+def test_an_example_fills_in_and_runs(page, runs):
+    texts = [json.loads(line)["text"] for line in (runs[0] / "recorded.jsonl").read_text().splitlines()]
+    page.locator(".gallery-item").first.click()
+    page.locator("#summary").get_by_text("add up to").wait_for()
+    assert page.get_by_label("Text").locator("visible=true").input_value() in texts
+
+
+def test_nothing_to_label_is_said(page):
+    page.get_by_role("button", name="Label it", exact=True).click()
+    page.get_by_text("There is no text; type or paste one first.").wait_for()
+
+
+def test_batch_file_comes_back_labelled(page, tmp_path, model):
+    file = tmp_path / "reviews.csv"
+    file.write_text("id,review\n1,A lovely stay\n2,\n3,=1+1\n", encoding="utf-8")
+    panel = open_tab(page, "Batch")
+    panel.locator("input[type=file]").set_input_files(file)
+    panel.get_by_text("reviews.csv").wait_for()
+    panel.get_by_role("button", name="Label all rows").click()
+    panel.get_by_text("3 rows labelled").wait_for()
+    with page.expect_download() as download:
+        panel.locator("a[download]").last.click()
+    rows = read(download.value.path())
+    assert download.value.suggested_filename == "reviews-labelled.csv"
+    assert rows[0] == ["id", "review", "prediction", "confidence"]
+    assert [row[:2] for row in rows[1:]] == [["1", "A lovely stay"], ["2", ""], ["3", "'=1+1"]]
+    assert [row[2] for row in rows[1:]] == [model.predict("A lovely stay").label, "", model.predict("=1+1").label]
+
+
+def test_evidence_shows_the_numbers_of_the_run(page, runs):
+    panel = open_tab(page, "Evidence")
+    panel.get_by_role("heading", name="frozen").wait_for()
+    text = panel.inner_text()
+    for folder in runs:
+        run = json.loads((folder / "run.json").read_text())
+        scores, controls = run["metrics"]["target_test"], run["metrics"]["controls"]
+        for part in (scores, controls["majority"]["target_test"], controls["tfidf"]["target_test"]):
+            low, high = part["intervals"]["accuracy"]
+            assert f"{100 * part['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in text
+        for label, part in scores["per_class"].items():
+            assert re.search(rf"{label}\s+{100 * part['precision']:.1f}\s+{100 * part['recall']:.1f}", text)
+        assert scores["slices"]
+        for part in scores["slices"]:
+            assert part["slice"] in text
+        assert run["data"]["fingerprint"][:16] in text
+        assert f"seed: {run['seed']}" in text
+    pictures = panel.locator("img.report")
+    assert pictures.count() == 2
+    assert pictures.first.evaluate("image => image.complete && image.naturalWidth") > 300
+    assert "accuracy with intervals" in pictures.first.get_attribute("alt")
+
+
+def test_compare_and_correct(page, app, runs):
+    from models import Model
+
+    expected = [Model(folder.name, folder).predict(REVIEW) for folder in runs]
+    page.get_by_label("Text").locator("visible=true").fill(REVIEW)
+    panel = open_tab(page, "Compare")
+    panel.get_by_label("Text").fill(REVIEW)
+    panel.get_by_role("button", name="Label it with each model").click()
+    panel.get_by_test_id("label-output-value").nth(1).wait_for()
+    assert [label.strip() for label in panel.get_by_test_id("label-output-value").all_inner_texts()] == [
+        answer.label for answer in expected
+    ]
+    assert panel.get_by_role("row").filter(has_text="lora").count() == 1
+
+    panel = open_tab(page, "Correct it")
+    page.wait_for_function("t => [...document.querySelectorAll('textarea')].filter(e => e.value === t).length > 2",
+                           arg=REVIEW)  # fmt: skip
+    panel.get_by_role("radio", name="lora").check()
+    panel.get_by_role("radio", name="positive").check()
+    panel.get_by_role("button", name="Save the correction").click()
+    panel.get_by_text("Saved, thank you").wait_for()
+    (row,) = (json.loads(line) for line in app[1].read_text(encoding="utf-8").splitlines())
+    assert row.pop("time").endswith("+00:00")
+    assert row == {"text": REVIEW, "label": "positive", "predicted": expected[1].label, "model": "lora"}
+
+
+def test_api_page_stays_here_too(page):
+    page.get_by_role("button", name="Use via API").click()
+    page.get_by_text("/predict").first.wait_for()
+
+
+# Through the API
+
+
+def test_endpoints(client):
+    info = client.view_api(return_format="dict")
+    assert set(info["named_endpoints"]) == {"/predict", "/explain", "/batch", "/compare", "/correct"}
+    assert not info["unnamed_endpoints"]
+
+
+def test_predict_as_plain_transformers_does(client, runs):
+    from transformers import pipeline
+
+    for folder in runs:
+        pipe = pipeline("text-classification", str(folder), top_k=None)
+        for text in conftest.corpus_texts("films")[:3]:
+            answer, _ = client.predict(text, folder.name, api_name="/predict")
+            expected = {row["label"]: row["score"] for row in pipe([text], truncation=True)[0]}
+            found = {row["label"]: row["confidence"] for row in answer["confidences"]}
+            assert found == pytest.approx(expected, abs=1e-5)
+            assert answer["label"] == max(expected, key=lambda label: expected[label])
+
+
+def test_explain_gives_the_text_back_with_weights(client):
+    pieces, words = client.predict(REVIEW, "frozen", api_name="/explain")
+    assert "".join(piece["token"] for piece in pieces) == REVIEW
+    weights = [piece["class_or_confidence"] for piece in pieces if piece["class_or_confidence"] is not None]
+    assert max(map(abs, weights)) == 1
+    share = int(re.search(r"add up to (\d+) %", words)[1])
+    assert 95 <= share <= 105
+
+
+def test_a_long_text_is_cut_and_it_is_said(client):
+    _, words = client.predict("lovely room " * 60, "frozen", api_name="/predict")
+    assert "only its first 48 tokens were read" in words
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "no text"), (" \n", "no text"), ("a" * 10_001, "10,001 characters; at most 10,000")]
+)
+def test_what_can_t_be_labelled(client, text, message):
+    for endpoint in ("/predict", "/explain"):
+        with pytest.raises(Exception, match=message):
+            client.predict(text, "frozen", api_name=endpoint)
+
+
+def test_batch_keeps_rows_order_and_cells(client, tmp_path, model):
+    texts = [f"{text} {i}" * (1 + i % 4) for i, text in enumerate(conftest.corpus_texts("gadgets") * 3)]
+    special = ['Say "hi", twice', "two\nlines", "été, 日本語", "", "  ", "=SUM(A1)", "@cmd", "-5.2", "+tea", "\tx"]
+    rows = [[str(i), text, "-5.2", "=1+1"] for i, text in enumerate([*special, *texts])]
+    file = tmp_path / "in.tsv"
+    with file.open("w", encoding="utf-8-sig", newline="") as stream:
+        csv.writer(stream, delimiter="\t").writerows([["id", "Review", "price", "-note"], *rows])
+    from gradio_client import handle_file
+
+    output, words = client.predict(handle_file(file), "", "frozen", api_name="/batch")
+    assert words == f"{len(rows)} rows labelled by the column 'Review'."
+    assert Path(output).name == "in-labelled.tsv"
+    assert Path(output).read_bytes().startswith(b"\xef\xbb\xbf")
+    header, *found = read(output, "\t")
+    assert header == ["id", "Review", "price", "'-note", "prediction", "confidence"]
+    harmless = {"=SUM(A1)": "'=SUM(A1)", "@cmd": "'@cmd", "+tea": "'+tea", "\tx": "'\tx"}
+    assert [row[:4] for row in found] == [[i, harmless.get(t, t), price, "'=1+1"] for i, t, price, _ in rows]
+    for given, row in zip(rows, found, strict=True):
+        if not given[1].strip():
+            assert row[4:] == ["", ""]
+    for i in (0, 7, 100, 511, 512, 513, len(rows) - 1):
+        expected = model.predict(rows[i][1])
+        assert found[i][4] == expected.label
+        assert float(found[i][5]) == pytest.approx(expected.probabilities[expected.label], abs=1e-4)
+
+
+BAD = {
+    "empty": ("a.csv", b"", "is empty"),
+    "header": ("a.csv", b"text\n", "no rows"),
+    "ragged": ("a.csv", b"id,text\n1,a\n2,b,c\n", "ends in line 3 has 3 cells, the first line has 2"),
+    "latin": ("a.csv", "text\ncaf\xe9\n".encode("latin-1"), "not UTF-8"),
+    "utf-16": ("a.csv", "text\nhello\n".encode("utf-16"), "not UTF-8"),
+    "nul": ("a.csv", b"text\nhe\0llo\n", "Line 1 can't be read.*NUL"),
+    "quote": ("a.csv", b'text\n"never closed\n', "can't be read as CSV"),
+    "columns": ("a.csv", b"one,two\na,b\n", "no column that is surely the text; give the name of one of: one, two"),
+    "taken": ("a.csv", b"text,Prediction\na,b\n", "column 'Prediction' already"),
+    "kind": ("a.xlsx", b"PK", "neither .csv nor .tsv|Invalid file type"),
+    "rows": ("a.csv", b"text\n" + b"x\n" * 100_001, "more than 100,000 rows"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_batch_says_what_is_wrong_with_a_file(client, tmp_path, name):
+    from gradio_client import handle_file
+
+    file, content, message = BAD[name]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(Exception, match=message):
+        client.predict(handle_file(tmp_path / file), "", "frozen", api_name="/batch")
+
+
+def test_batch_column_by_name_and_semicolons(client, tmp_path):
+    from gradio_client import handle_file
+
+    (tmp_path / "a.csv").write_text("one;two\na, b;c\n", encoding="utf-8")
+    output, _ = client.predict(handle_file(tmp_path / "a.csv"), "two", "lora", api_name="/batch")
+    assert Path(output).read_text().splitlines()[1].startswith("a, b;c;")
+    with pytest.raises(Exception, match="no columns 'three'"):
+        client.predict(handle_file(tmp_path / "a.csv"), "three", "lora", api_name="/batch")
+
+
+def test_batch_beside_explanations(client, tmp_path, model):
+    """Both run in one network, which an explanation hooks into."""
+    from gradio_client import handle_file
+
+    texts = conftest.corpus_texts("hotels")[:150]
+    with (tmp_path / "a.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([["text"], *[[text] for text in texts * 8]])
+    job = client.submit(handle_file(tmp_path / "a.csv"), "", "frozen", api_name="/batch")
+    first = client.predict(REVIEW, "frozen", api_name="/explain")
+    while not job.done():
+        assert client.predict(REVIEW, "frozen", api_name="/explain") == first
+    rows = read(job.result()[0])[1:]
+    expected = model.predict_many(texts)
+    for i, row in enumerate(rows):
+        label, confidence = expected[i % len(texts)]
+        assert row[:2] == [texts[i % len(texts)], label]
+        assert float(row[2]) == pytest.approx(confidence, abs=1e-4)
+
+
+MEMORY = """
+import csv, json, sys, psutil
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import batch
+from models import Model
+model = Model("m", Path(sys.argv[2]))
+folder = Path(sys.argv[3])
+process = psutil.Process()
+for rows in (2_000, 50_000):
+    file = folder / f"{rows}.csv"
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "text"])
+        for i in range(rows):
+            writer.writerow([i, f"number {i} is " + ("good", "bad room", "a cold breakfast")[i % 3]])
+    before = process.memory_info().rss
+    most = 0
+    for done in batch.score(batch.check(file), model, folder / f"{rows}-out.csv"):
+        most = max(most, process.memory_info().rss - before)
+print(json.dumps({"growth": most / 1e6, "done": done}))
+"""
+
+
+def test_fifty_thousand_rows_in_flat_memory_and_in_order(runs, tmp_path, model):
+    command = [sys.executable, "-c", MEMORY, str(DEMO), str(runs[0]), str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    facts = json.loads(done.stdout)
+    assert facts["done"] == 50_000
+    assert facts["growth"] < 200
+    with (tmp_path / "50000-out.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["id"] for row in rows] == [str(i) for i in range(50_000)]
+    for i in (0, 511, 512, 25_000, 49_999):
+        assert rows[i]["prediction"] == model.predict(rows[i]["text"]).label
+
+
+# Attributions
+
+
+@pytest.fixture(scope="module", params=["bert", "roberta", "distilbert", "modernbert", "gpt2"])
+def classifier(request, tmp_path_factory):
+    """A tiny model of each kind with a head of three labels, as a run folder."""
+    from models import Model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    trunk = conftest.make_model(tmp_path_factory.mktemp(request.param), request.param)
+    torch.manual_seed(1)
+    net = AutoModelForSequenceClassification.from_pretrained(trunk, num_labels=3)
+    tokenizer = AutoTokenizer.from_pretrained(trunk)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    net.config.pad_token_id = tokenizer.pad_token_id
+    folder = tmp_path_factory.mktemp("run")
+    net.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "run.json").write_text(json.dumps({"precision": "fp32"}))
+    return Model(request.param, folder)
+
+
+def odds(model, embeddings, inputs, label):
+    with torch.no_grad():
+        probabilities = model.net(inputs_embeds=embeddings, **inputs).logits.double().softmax(dim=-1)[0]
+    return float(probabilities[label].log() - (1 - probabilities[label]).log())
+
+
+def test_weights_sum_to_the_difference(classifier):
+    from attribution import explain
+
+    for text in (REVIEW, "Room: clean! Breakfast (cold)."):
+        explanation = explain(classifier, text)
+        assert "".join(piece for piece, _ in explanation.pieces) == text
+        assert explanation.label == classifier.predict(text).label
+        encoding = classifier.tokenizer(text, return_tensors="pt", return_special_tokens_mask=True, truncation=True)
+        special = encoding.pop("special_tokens_mask").bool()
+        ids = encoding.pop("input_ids")
+        layer = classifier.net.get_input_embeddings()
+        blank = ids.where(special, torch.tensor(classifier.tokenizer.pad_token_id))
+        label = classifier.labels.index(explanation.label)
+        expected = odds(classifier, layer(ids), encoding, label) - odds(classifier, layer(blank), encoding, label)
+        total = sum(weight for _, weight in explanation.pieces if weight is not None)
+        assert total == pytest.approx(expected, rel=0.1, abs=0.02)
+        assert explanation.difference == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        assert explanation.missing == pytest.approx(expected - total, abs=1e-3)
+
+
+def test_many_texts_are_labelled_as_one_at_a_time(classifier):
+    texts = [text[: 20 + 9 * i] for i, text in enumerate(conftest.corpus_texts("films")[:40])]
+    for text, (label, confidence) in zip(texts, classifier.predict_many(texts), strict=True):
+        one = classifier.predict(text)
+        assert one.probabilities[label] == pytest.approx(confidence, abs=1e-4)
+        assert one.probabilities[one.label] == pytest.approx(confidence, abs=1e-4)
+
+
+def test_the_one_word_that_decides_gets_the_weight(model):
+    """All other words look like blanks to this model."""
+    from attribution import explain
+
+    word = "breakfast"
+    layer = model.net.get_input_embeddings()
+    kept = layer.weight.clone()
+    (token,) = model.tokenizer(word, add_special_tokens=False)["input_ids"]
+    assert token != model.tokenizer.unk_token_id
+    try:
+        layer.weight[:] = kept[model.tokenizer.pad_token_id]
+        layer.weight[token] = kept[token]
+        for text in ("Breakfast was late.", "We liked the breakfast", "A long walk, then breakfast, then a nap."):
+            explanation = explain(model, text)
+            weights = {piece.lower(): weight for piece, weight in explanation.pieces if weight is not None}
+            assert abs(weights.pop(word)) > 1e-3
+            assert max(map(abs, weights.values())) < 1e-6
+            assert {piece.lower() for piece, weight in explanation.shown() if weight and abs(weight) == 1} == {word}
+    finally:
+        layer.weight[:] = kept
+
+
+def test_without_the_strongest_word_the_label_changes_more(classifier):
+    """Against all other words of the text, over many texts."""
+    from attribution import explain
+
+    strongest, others = 0.0, 0.0
+    for text in conftest.corpus_texts("hotels")[:8]:
+        explanation = explain(classifier, text)
+        whole = classifier.predict(text).probabilities[explanation.label]
+        changes = []
+        at = 0
+        for piece, weight in explanation.pieces:
+            if weight is not None:
+                less = classifier.predict(text[:at] + text[at + len(piece) :])
+                changes.append((abs(weight), abs(whole - less.probabilities[explanation.label])))
+            at += len(piece)
+        strongest += max(changes)[1]
+        others += sum(change for _, change in changes) / len(changes)
+    assert strongest > 1.2 * others
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("I don't like it (much)...", ["I", "don't", "like", "it", "(", "much", ")..."]),
+        ("很好 hotel", ["很好", "hotel"]),
+        ("a well-made\n\ncup", ["a", "well-made", "cup"]),
+    ],
+)
+def test_pieces_are_words(model, text, words):
+    from attribution import explain
+
+    explanation = explain(model, text)
+    assert [piece for piece, weight in explanation.pieces if weight is not None] == words
+    assert "".join(piece for piece, _ in explanation.pieces) == text
+
+
+# How far a text lies from the training domain
+
+
+def test_distance_is_measured_as_recorded_and_said_in_words(model, runs):
+    from distance import domain_of
+    from safetensors import safe_open
+
+    domain = domain_of(runs[0])
+    with safe_open(runs[0] / "domain.safetensors", framework="pt") as content:
+        mean, whitening, quantiles = map(content.get_tensor, ("mean", "whitening", "distances"))
+        layer = int(content.metadata()["layer"])
+    inputs = model.tokenizer(REVIEW, return_tensors="pt")
+    with torch.no_grad():
+        states = model.net(**inputs, output_hidden_states=True).hidden_states[layer][0]
+    expected = float(((states.mean(0) - mean) @ whitening).norm())
+    assert domain.distance(model.predict(REVIEW, domain.layer).state) == pytest.approx(expected, rel=1e-4)
+
+    assert domain.words(0.0).startswith("**Typical.** Closer to the training texts (hotels) than 100 % of held-out")
+    assert domain.words(float(quantiles[95]) + 1e-4).startswith("**Unusual.** Farther from the training texts (hotels)")
+    assert " than 95 % " in domain.words(float(quantiles[95]) + 1e-4)
+    assert domain.words(float(quantiles[-1]) * 2).startswith("**Outside.** Farther")
+    domain.accuracy = [{"from": 90, "to": 100, "n": 180, "accuracy": 0.78}]
+    assert domain.words(float(quantiles[95]) + 1e-4).endswith("78 % (n = 180) were labelled correctly.")
+    assert domain.words(0.0).endswith("held-out ones.")
+
+
+# Corrections
+
+
+def test_corrections_from_many_threads_are_whole_lines(tmp_path):
+    from corrections import Corrections
+
+    file = tmp_path / "c.jsonl"
+    writers = [Corrections(str(file)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda one=one: [one.add(text="x\n" * 2000, label="a", predicted="b", model=str(i))
+                                                 for i in range(50)])
+        for one in writers
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 200
+    assert {len(row["text"]) for row in rows} == {4000}
+
+
+# What can't be started
+
+ENDINGS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import app
+out = []
+for argv in json.loads(sys.argv[2]):
+    try:
+        app.main(argv)
+        out.append("it ended")
+    except SystemExit as stopped:
+        out.append(stopped.code)
+print(json.dumps(out))
+"""
+
+
+def test_what_can_t_be_started_ends_in_one_line(runs, app, tmp_path):
+    run = str(runs[0])
+    (tmp_path / "damaged").mkdir()
+    shutil.copy(runs[0] / "config.json", tmp_path / "damaged")
+    shutil.copy(runs[0] / "run.json", tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"no")
+    port = app[0].rstrip("/").rpartition(":")[2]
+    cases = {
+        "holds no finished run": [str(tmp_path)],
+        "can't be loaded": [str(tmp_path / "damaged")],
+        "no space.json": [],
+        "given twice": [run, run],
+        f"port {port} is taken": [run, "--port", port],
+        "can't be written": [run, "--corrections", str(runs[0] / "run.json" / "c.jsonl")],
+        "no token": [run, "--corrections", "dataset:me/c"],
+    }
+    if importlib.util.find_spec("mcp") is None:
+        cases["needs the package mcp"] = [run, "--mcp"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_TOKEN")}
+    done = subprocess.run([sys.executable, "-c", ENDINGS, str(DEMO), json.dumps(list(cases.values()))], text=True,
+                          capture_output=True, env=environment)  # fmt: skip
+    lines = done.stderr.splitlines()
+    assert json.loads(done.stdout) == [2] * len(cases), done.stderr
+    assert len(lines) == len(cases), done.stderr
+    for line, message in zip(lines, cases, strict=True):
+        assert line.startswith("error: ")
+        assert message in line
+
+
+DATASET = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from corrections import Corrections
+from models import Unusable
+out = []
+for name in ("ns/public", "stranger/private"):
+    try:
+        Corrections(f"dataset:{name}")
+        out.append("it is taken")
+    except Unusable as error:
+        out.append(str(error))
+for name in ("ns/private", "ns/missing"):
+    corrections = Corrections(f"dataset:{name}")
+    corrections.add(text="a", label="b", predicted="c", model="d")
+    corrections.scheduler.trigger().result()
+print(json.dumps(out))
+"""
+
+
+def test_corrections_go_to_a_private_dataset_only():
+    from loopback_hub import LoopbackHub
+
+    with LoopbackHub() as hub:
+        hub.add("dataset", "ns/public", {"a.txt": b"a"})
+        hub.add("dataset", "ns/private", {"a.txt": b"a"}, private=True)
+        hub.add("dataset", "stranger/private", {"a.txt": b"a"}, private=True)
+        done = subprocess.run([sys.executable, "-c", DATASET, str(DEMO)], text=True, capture_output=True, check=True,
+                              env=hub.environment(hub.token_write))  # fmt: skip
+        public, foreign = json.loads(done.stdout)
+        assert "ns/public is public" in public
+        assert "stranger/private can't be used" in foreign
+        assert set(hub.files("dataset", "ns/public")) == {"a.txt"}
+        assert hub.repos["dataset", "ns/missing"].private
+        for name in ("ns/private", "ns/missing"):
+            (content,) = (v for k, v in hub.files("dataset", name).items() if k.startswith("corrections-"))
+            assert json.loads(content)["label"] == "b"
+
+
+# The command
+
+
+def test_the_command_refuses_in_one_line(tmp_path, monkeypatch):
+    from hf_transfer import demo
+    from hf_transfer.errors import UserError
+
+    with pytest.raises(UserError, match="holds no finished run"):
+        demo.run_demo([str(tmp_path)])
+    with pytest.raises(UserError, match="no run is given"):
+        demo.run_demo([])
+    monkeypatch.setattr(demo, "load_run", lambda folder: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'hf-transfer-nlp\[demo\]'"):
+        demo.run_demo([str(tmp_path)])
