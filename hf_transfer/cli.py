@@ -21,6 +21,9 @@ examples:
   hf-transfer run --num_processes 2 finetune --config recipes/configs/amazon_lora.yaml --output_dir runs/lora
   hf-transfer predict runs/lora reviews.csv --output scored.csv
   hf-transfer report runs/*
+  hf-transfer demo runs/lora
+  hf-transfer publish runs/lora me/kitchen-sentiment --private --space
+  hf-transfer export runs/lora --format onnx --quantize int8
 """
 
 
@@ -88,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--output", required=True, help="file to write: .csv, .tsv, .jsonl or .parquet")
     predict.add_argument("--text_column", help="column with the text; guessed when obvious")
     predict.add_argument("--batch_size", type=int, default=32, help="texts at a time (default: %(default)s)")
+    predict.add_argument("--engine", choices=["torch", "onnx"], default="torch", help="onnx: what `export` wrote "
+                         "(default: %(default)s)")  # fmt: skip
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
     predict.set_defaults(action=_predict)
 
@@ -97,6 +102,40 @@ def _parser() -> argparse.ArgumentParser:
         "--output_dir", help="where report.md, report.json and report.png go (default: beside the runs)"
     )
     report.set_defaults(action=_report)
+
+    demo = commands.add_parser("demo", help="try models in a browser, side by side if several",
+                               description="The app of a published Space, on 127.0.0.1.")  # fmt: skip
+    demo.add_argument("runs", nargs="+", help="run folders")
+    demo.add_argument("--port", type=int, help="default: the first free one from 7860")
+    demo.add_argument("--mcp", action="store_true", help="serve language-model clients too (Model Context Protocol)")
+    demo.add_argument("--corrections", help="file that users' corrections are appended to, or dataset:OWNER/NAME")
+    demo.set_defaults(action=_demo)
+
+    publish = commands.add_parser("publish", help="share a run on the Hub: verified, with its evidence, maybe a Space",
+                                  description="Verify a run in a fresh process, then push model, card and adapter in "
+                                  "one commit. The token comes from HF_TOKEN or `hf auth login`.")  # fmt: skip
+    publish.add_argument("run", help="run folder")
+    publish.add_argument("repo", help="owner/name on the Hub")
+    publish.add_argument("--private", action="store_true", help="nobody else sees it")
+    publish.add_argument("--space", action="store_true", help="also a Space with the demo")
+    publish.add_argument("--no_examples", action="store_true", help="show no test texts in the Space")
+    publish.add_argument("--adapter_only", action="store_true", help="the adapter without the merged model")
+    publish.add_argument("--revision", help="branch to push to; made if there is none")
+    publish.add_argument("--create_pr", action="store_true", help="propose the commit instead")
+    publish.add_argument("--dry_run", action="store_true", help="push nothing; show every file, its size, and the card")
+    publish.add_argument("--license", help="of the model, by the Hub's name for it (apache-2.0, cc-by-4.0, ...)")
+    publish.add_argument("--against", nargs="+", default=[], metavar="RUN", help="other runs on the same test rows, "
+                         "for the card's table")  # fmt: skip
+    publish.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    publish.set_defaults(action=_publish)
+
+    export = commands.add_parser("export", help="write a run's model for ONNX Runtime, into its folder onnx/")
+    export.add_argument("run", help="run folder")
+    export.add_argument("--format", choices=["onnx"], default="onnx", help="default: %(default)s")
+    export.add_argument("--quantize", choices=["int8"], help="8-bit weights: smaller, faster, measured on the test set")
+    export.add_argument("--force", action="store_true", help="also if int8 loses over 1 point or can't be measured")
+    export.add_argument("--quiet", action="store_true", help="no progress bar, print nothing but errors")
+    export.set_defaults(action=_export)
 
     listing = commands.add_parser("list", help="recipes, methods and tasks, one line each")
     listing.set_defaults(action=_list)
@@ -155,6 +194,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         arguments.output,
         text_column=arguments.text_column,
         batch_size=arguments.batch_size,
+        engine=arguments.engine,
         quiet=arguments.quiet,
     )
     if not arguments.quiet:
@@ -167,6 +207,41 @@ def _report(arguments: argparse.Namespace) -> None:
     text, files = write_report(arguments.runs, arguments.output_dir)
     print(text)
     print("\nwritten: " + ", ".join(map(str, files)))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from hf_transfer.demo import run_demo
+
+    run_demo(arguments.runs, port=arguments.port, mcp=arguments.mcp, corrections=arguments.corrections)
+
+
+def _publish(arguments: argparse.Namespace) -> None:
+    from hf_transfer.publish import publish
+
+    said = publish(
+        arguments.run,
+        arguments.repo,
+        private=arguments.private,
+        space=arguments.space,
+        adapter_only=arguments.adapter_only,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        dry_run=arguments.dry_run,
+        license=arguments.license,
+        against=arguments.against,
+        examples=not arguments.no_examples,
+        quiet=arguments.quiet,
+    )
+    if not arguments.quiet:
+        print(said)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from hf_transfer.export import export_run
+
+    said = export_run(arguments.run, quantize=arguments.quantize, force=arguments.force, quiet=arguments.quiet)
+    if not arguments.quiet:
+        print(said)
 
 
 def _list(arguments: argparse.Namespace) -> None:
