@@ -19,6 +19,7 @@ import numpy as np
 
 from hf_transfer.errors import UserError, listed
 from hf_transfer.onnx_engine import FOLDER, INPUTS, MODEL, Engine, need
+from hf_transfer.record import read_recorded
 from hf_transfer.results import Run, check_writable, load_run, write_atomically
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def export_run(folder: str | Path, *, quantize: str | None = None, force: bool =
     from hf_transfer.console import Console
 
     console = Console(quiet=quiet)
-    recorded = _recorded(run)
+    recorded = read_recorded(run)
     tested = _test_rows(run, force=force) if quantize else None
     partial = final.with_name(f"{FOLDER}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -124,18 +125,6 @@ def export_run(folder: str | Path, *, quantize: str | None = None, force: bool =
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return _summary(final, facts)
-
-
-def _recorded(run: Run) -> list[dict[str, Any]]:
-    """Return the rows whose logits were recorded at the end of the run."""
-    file = run.folder / "recorded.jsonl"
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        if rows and all(len(row["logits"]) == len(run.label_names) and isinstance(row["text"], str) for row in rows):
-            return rows
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
-    raise UserError(f"{file} is missing or damaged: nothing to compare an export with; make the run again.")
 
 
 def _test_rows(run: Run, *, force: bool) -> Dataset | None:

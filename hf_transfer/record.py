@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_transfer.results import write_atomically
+from hf_transfer.errors import UserError
+from hf_transfer.results import Run, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,6 +43,25 @@ def record_logits(model: Any, tokenizer: Any, domains: Domains, file: Path, seed
             logits = model(**inputs).logits[0].float().tolist()
         lines.append({**row, "label": domains.label_names[row["label"]], "logits": logits})
     write_atomically(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_recorded(run: Run) -> list[dict[str, Any]]:
+    """Return the rows recorded at training: text, label, domain, row and logits.
+
+    Raises:
+        UserError: there are none, or they don't fit the run.
+    """
+    file = run.folder / "recorded.jsonl"
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if not rows or any(
+            len(row["logits"]) != len(run.label_names) or not isinstance(row["text"], str) for row in rows
+        ):
+            raise ValueError("no rows, or not a text and one logit a label")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} can't be read ({str(error)[:80]}), without it the model can't be checked; make the "
+                        "run again.") from error  # fmt: skip
+    return rows
 
 
 def _spread(rows: Dataset, most: int, seed: int) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.errors import UserError
+from hf_transfer.record import read_recorded
 from hf_transfer.results import Run
 
 TOLERANCE = 1e-4  # largest difference of a logit
@@ -54,23 +55,6 @@ def verify(run: Run, *, merged: Path | None, adapter: Path | None, base: str | N
         off = _largest_difference(answer["adapter"]["logits"], wanted, run, "the adapter on its base model")
         passed.append(f"the adapter on its base model gives the same logits (largest difference {off:.0e})")
     return passed
-
-
-def read_recorded(run: Run) -> list[dict[str, Any]]:
-    """Return the rows recorded at training: text, label, domain, row and logits.
-
-    Raises:
-        UserError: there are none, or they don't fit the run.
-    """
-    file = run.folder / "recorded.jsonl"
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        if not rows or any(len(row["logits"]) != len(run.label_names) for row in rows):
-            raise ValueError("no rows, or not one logit a label")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file} can't be read ({str(error)[:80]}), without it the model can't be checked; make the "
-                        "run again.") from error  # fmt: skip
-    return rows
 
 
 def _largest_difference(logits: list[list[float]], wanted: np.ndarray, run: Run, what: str) -> float:
