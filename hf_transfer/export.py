@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_transfer.errors import UserError, listed
-from hf_transfer.onnx_engine import FOLDER, INPUTS, MODEL, Engine, need
+from hf_transfer.onnx_engine import FACTS, FOLDER, INPUTS, MODEL, Engine, need
 from hf_transfer.record import read_recorded
 from hf_transfer.results import Run, check_writable, load_run, write_atomically
 
@@ -120,7 +120,7 @@ def export_run(folder: str | Path, *, quantize: str | None = None, force: bool =
                     "int8": after,
                 }
                 _refuse_loss(facts["accuracy"], force=force)
-        write_atomically(partial / "export.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(partial / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
         _swap(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -163,6 +163,8 @@ def _load(run: Run) -> tuple[Any, Any]:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{run.folder}: its model can't be loaded ({brief(error)}); make the run again.") from error
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
+        raise UserError(f"{run.folder}: its tokenizer has no tokenizer.json or no padding token; it can't be exported.")
     model.config.use_cache = False  # no output but the logits
     return model.eval(), tokenizer
 
@@ -276,7 +278,7 @@ def _parity(engine: Engine, recorded: list[dict[str, Any]]) -> float:
     texts, expected = [row["text"] for row in recorded], np.array([row["logits"] for row in recorded])
     # batches of rows as they come, not of similar length, so that there is padding
     padded = np.concatenate([engine(texts[i : i + 16], 16) for i in range(0, len(texts), 16)])
-    found = max(float(np.abs(logits - expected).max()) for logits in (engine(texts, 1), padded))
+    found = float(np.max([np.abs(logits - expected).max() for logits in (engine(texts, 1), padded)]))  # nan stays nan
     if not found <= PARITY:
         raise UserError(
             f"the exported model's logits differ from the recorded ones by up to {found:.2g} on {len(texts)} rows, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from hf_transfer.errors import UserError
 
 FOLDER = "onnx"  # inside the run's
 MODEL = "model.onnx"
+FACTS = "export.json"  # what was checked
 INPUTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}  # in tokenizers' words
 
 
@@ -30,7 +32,8 @@ class Engine:
     """The exported model in `folder`, loaded once; call it with texts.
 
     Args:
-        folder: holds model.onnx and a tokenizer.json that cuts and pads as the model wants.
+        folder: holds model.onnx and a tokenizer.json that cuts and pads as the model wants; export.json says what was
+            checked.
 
     Raises:
         UserError: onnxruntime is missing, or the files are missing or damaged.
@@ -47,7 +50,7 @@ class Engine:
         options = onnxruntime.SessionOptions()
         # onnxruntime's own default is every core of the machine, also where this process may use only a few
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or cores)
+        options.intra_op_num_threads = int((os.environ.get("OMP_NUM_THREADS") or str(cores)).split(",")[0])
         options.log_severity_level = 3
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -57,6 +60,7 @@ class Engine:
         except Exception as error:  # both libraries raise what has no common base
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"{folder} can't be loaded ({reason}); export the run again.") from error
+        self.facts = json.loads((folder / FACTS).read_text(encoding="utf-8")) if (folder / FACTS).is_file() else {}
         self.tokenizer.no_padding()  # texts are padded batch by batch, once they are sorted
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.classes = self.session.get_outputs()[0].shape[1]

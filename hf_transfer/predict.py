@@ -13,7 +13,7 @@ from hf_transfer.errors import UserError
 from hf_transfer.results import check_writable, load_run
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
     from datasets import Dataset
 
 CHUNK = 8192
@@ -72,25 +72,24 @@ def predict_rows(
     start, empty = time.perf_counter(), 0
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.part")
+    arrow = dataset.with_format("arrow")
     with (
         _Writer(part, file.suffix, _schema(dataset, added)) as writer,
         tqdm(total=len(dataset), unit="row", disable=quiet) as bar,
     ):
         for begin in range(0, len(dataset), CHUNK):
-            frame = dataset.select(range(begin, min(begin + CHUNK, len(dataset)))).to_pandas()
-            texts = ["" if value is None or value != value else str(value) for value in frame[text]]
+            table = arrow[begin : begin + CHUNK]
+            texts = ["" if value is None or value != value else str(value) for value in table[text].to_pylist()]
             has_text = np.array([bool(value.strip()) for value in texts])
             empty += int((~has_text).sum())
-            probabilities = np.full((len(frame), len(run.label_names)), np.nan, dtype=np.float32)
+            probabilities = np.full((len(table), len(run.label_names)), np.nan, dtype=np.float32)
             if has_text.any():
                 probabilities[has_text] = score([value for value in texts if value.strip()])
             best = np.where(has_text, np.nan_to_num(probabilities).argmax(axis=1), -1)
-            frame["prediction"] = [run.label_names[i] if i >= 0 else None for i in best]
-            frame["confidence"] = np.round(probabilities.max(axis=1), 6)
-            for i, label in enumerate(run.label_names):
-                frame[f"p_{label}"] = np.round(probabilities[:, i], 6)
-            writer.write(frame)
-            bar.update(len(frame))
+            names = [run.label_names[i] if i >= 0 else None for i in best]
+            numbers = np.round(np.column_stack([probabilities.max(axis=1), probabilities]), 6)
+            writer.write(table, [names, *numbers.T])
+            bar.update(len(table))
     part.replace(file)
     seconds = time.perf_counter() - start
     note = f" ({empty} without text left unlabelled)" if empty else ""
@@ -112,7 +111,10 @@ def scorer(folder: Path, batch_size: int = 32, engine: str = "torch") -> Callabl
 
     from hf_transfer.onnx_engine import FOLDER, Engine
 
-    model = Engine(load_run(folder).folder / FOLDER)
+    run = load_run(folder)
+    model = Engine(run.folder / FOLDER)
+    if model.facts.get("run", {}).get("created") != run.created:
+        raise UserError(f"{run.folder / FOLDER} was exported from another run; run hf-transfer export {folder} again.")
     return lambda texts: softmax(model(texts, batch_size), axis=1)
 
 
@@ -158,7 +160,7 @@ def _schema(dataset: Dataset, added: list[str]) -> Any:
 
 
 class _Writer:
-    """Append data frames of one Arrow schema to one file of the given format."""
+    """Append tables of one Arrow schema to one file of the given format."""
 
     def __init__(self, file: Path, suffix: str, schema: Any) -> None:
         self.file, self.suffix, self.schema = file, suffix, schema
@@ -175,16 +177,27 @@ class _Writer:
         if error[0] is not None:
             self.file.unlink(missing_ok=True)
 
-    def write(self, frame: pd.DataFrame) -> None:
-        """Append `frame`."""
+    def write(self, table: pa.Table, added: list[Any]) -> None:
+        """Append `table` with the `added` columns, which the schema ends with."""
+        import pandas as pd
+        import pyarrow as pa
+
+        fields = list(self.schema)[-len(added) :]
+        columns = [pa.array(values, field.type, from_pandas=True) for values, field in zip(added, fields, strict=True)]
+        table = pa.Table.from_arrays([*table.columns, *columns], schema=self.schema)
         if self.suffix == ".parquet":
-            import pyarrow as pa
             import pyarrow.parquet as pq
 
             if self.parquet is None:
                 self.parquet = pq.ParquetWriter(self.file, self.schema)
-            self.parquet.write_table(pa.Table.from_pandas(frame, schema=self.schema, preserve_index=False))
-        elif self.suffix == ".jsonl":
+            self.parquet.write_table(table)
+            return
+        # by default an integer beside a missing value becomes a float, and ids lose digits
+        integers = {field.type for field in self.schema if pa.types.is_integer(field.type)}
+        names = {kind: str(kind).replace("uint", "UInt").replace("int", "Int") for kind in integers}
+        nullable = {kind: pd.api.types.pandas_dtype(name) for kind, name in names.items()}
+        frame = table.to_pandas(types_mapper=nullable.get)
+        if self.suffix == ".jsonl":
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(frame.to_json(orient="records", lines=True, force_ascii=False))
         else:

@@ -53,7 +53,7 @@ def read_recorded(run: Run) -> list[dict[str, Any]]:
     """
     file = run.folder / "recorded.jsonl"
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
         if not rows or any(
             len(row["logits"]) != len(run.label_names) or not isinstance(row["text"], str) for row in rows
         ):

@@ -72,7 +72,8 @@ class World:
         folder.mkdir()
         numbers = {"trainable_parameters": 1, "parameters": 1, "peak_memory_mb": 1, "device_peak_memory_mb": None}
         text = dict.fromkeys(("task", "method", "model", "model_revision", "command", "hardware", "created"), "")
-        empty: dict[str, Any] = {name: {} for name in ("data", "metrics", "choices", "seconds", "versions")}
+        empty: dict[str, Any] = {name: {} for name in ("data", "metrics", "choices", "seconds", "versions",
+                                                     "weights_sha256")}  # fmt: skip
         Run(folder=folder, label_names=["bad", "good"], arguments={"max_length": 64}, world_size=1, precision="fp32",
             seed=0, **numbers, **text | {"task": "text_classification"}, **empty).save(folder)  # fmt: skip
         return folder

@@ -157,9 +157,9 @@ def test_recipe_flags_in_examples_exist():
 
 def test_examples_of_the_help_parse():
     lines = [line.strip() for line in EXAMPLES.splitlines() if line.startswith("  hf-transfer ")]
-    assert len(lines) == 5
+    assert len(lines) == 8
     actions = [_parser().parse_args(shlex.split(line)[1:]).action.__name__ for line in lines]
-    assert actions == ["_quickstart", "_run", "_run", "_predict", "_report"]
+    assert actions == ["_quickstart", "_run", "_run", "_predict", "_report", "_demo", "_publish", "_export"]
 
 
 # the embedded corpus

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from hf_transfer.data import load_data
 from hf_transfer.errors import UserError
 from hf_transfer.export import export_run
 from hf_transfer.onnx_engine import Engine
-from hf_transfer.predict import predict_rows
+from hf_transfer.predict import predict_rows, scorer
 from hf_transfer.record import record_logits
 from hf_transfer.results import load_run
 
@@ -165,14 +166,15 @@ def test_other_logits_than_recorded_are_refused_and_the_old_export_stays(run):
         export_run(run, quiet=True)
 
 
-def test_batches_are_checked_as_well_as_single_rows(run, monkeypatch):
+@pytest.mark.parametrize(("off", "said"), [(1e-3, "0.001"), (np.nan, "nan")])
+def test_batches_are_checked_as_well_as_single_rows(off, said, run, monkeypatch):
     original = Engine.__call__
 
     def spoiled(self, texts, batch_size=32, done=None):
-        return original(self, texts, batch_size, done) + (1e-3 if batch_size > 1 else 0)
+        return original(self, texts, batch_size, done) + (off if batch_size > 1 else 0)
 
     monkeypatch.setattr(Engine, "__call__", spoiled)
-    with pytest.raises(UserError, match=r"by up to 0\.001"):
+    with pytest.raises(UserError, match=f"by up to {re.escape(said)}"):
         export_run(run, quiet=True)
     assert not list(run.glob("onnx*"))
 
@@ -302,6 +304,9 @@ def test_the_onnx_engine_loads_no_torch_and_says_when_there_is_no_export(runs, r
     done = subprocess.run([sys.executable, "-c", code], cwd=run, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(conftest.REPOSITORY)})  # fmt: skip
     assert done.stdout == "(3, 2)\n", done.stderr
+    edit_json(run / "run.json", created="another day")
+    with pytest.raises(UserError, match=r"exported from another run; run hf-transfer export"):
+        scorer(run, engine="onnx")
     (run / "onnx" / onnx_engine.MODEL).write_bytes(b"damaged")
     with pytest.raises(UserError, match="export the run again"):
         Engine(run / "onnx")

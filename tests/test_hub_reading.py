@@ -79,7 +79,7 @@ def hub(tiny, tables, tmp_path_factory):
         hub.add("dataset", "ns/public", {"train.jsonl": hotels})
         hub.add("dataset", "ns/gated", {"train.jsonl": hotels})
         hub.add("dataset", "ns/empty", {"README.md": b"---\nlicense: mit\n---\n"})
-        hub.add("model", "ns/tiny", model, tag="v1")
+        hub.first = hub.add("model", "ns/tiny", model, tag="v1")
         hub.add("model", "ns/tiny", {file.name: file.read_bytes() for file in small.iterdir()})
         hub.add("model", "ns/private", model, private=True)
         hub.add("model", "ns/gated", model)
@@ -127,11 +127,11 @@ def runs(hub):
 
 
 @pytest.mark.recipe
-def test_data_and_model_are_read_at_their_revisions(runs):
+def test_data_and_model_are_read_at_their_revisions(hub, runs):
     outcome = runs["by revision"]
     assert outcome["errors"] == []
     run = outcome["run.json"]
-    assert (run["model"], run["model_revision"]) == ("ns/tiny", "v1")
+    assert (run["model"], run["model_revision"]) == ("ns/tiny", hub.first)
     assert run["arguments"]["source"] == ["ns/reviews:hotels@v1"]
     assert run["arguments"]["target"] == "ns/reviews:gadgets@v1"
     assert all(word in run["command"] for word in ("ns/reviews:hotels@v1", "ns/tiny", "--model_revision v1"))

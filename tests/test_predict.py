@@ -26,12 +26,16 @@ def fresh(tmp_path):
     texts = conftest.corpus_texts("films")[:30]
     texts = [text if i % 3 else " ".join(text.split()[:2]) for i, text in enumerate(texts)]
     texts[4], texts[11] = "", "   "
-    rows = [{"id": i, "review": text, "note": None if i < 20 else "late"} for i, text in enumerate(texts)]
+    rows = [{"id": i, "review": text, "note": None if i < 20 else "late", "key": None if i == 2 else 2**53 + i}
+            for i, text in enumerate(texts)]  # fmt: skip
     return conftest.write_table(tmp_path / "fresh.jsonl", rows)
 
 
-READ = {".csv": pd.read_csv, ".tsv": lambda file: pd.read_csv(file, sep="\t"), ".parquet": pd.read_parquet,
-        ".jsonl": lambda file: pd.read_json(file, lines=True)}  # fmt: skip
+KEYS = {"key": "Int64"}
+READ = {".csv": lambda file: pd.read_csv(file, dtype=KEYS),
+        ".tsv": lambda file: pd.read_csv(file, sep="\t", dtype=KEYS),
+        ".parquet": lambda file: pd.read_parquet(file, dtype_backend="pyarrow"),
+        ".jsonl": lambda file: pd.DataFrame(map(json.loads, file.read_text().splitlines()), dtype=object)}  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", sorted(READ))
@@ -44,7 +48,8 @@ def test_every_row_in_order_and_as_pipeline_says(suffix, run, fresh, tmp_path, m
     scored = READ[suffix](output)
     rows = [json.loads(line) for line in fresh.read_text().splitlines()]
     assert list(scored["id"]) == [row["id"] for row in rows] == list(range(30))
-    assert list(scored.columns[:3]) == ["id", "review", "note"]
+    assert list(scored.columns[:4]) == ["id", "review", "note", "key"]
+    assert [row["key"] for row in rows if row["key"]] == scored["key"].dropna().astype(int).tolist(), "ids keep digits"
     assert list(np.flatnonzero(scored["prediction"].isna())) == [4, 11]
     assert not [file for file in output.parent.iterdir() if file != output]
 
@@ -64,11 +69,11 @@ def test_a_failure_half_way_leaves_nothing(run, fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "CHUNK", 8)
     original, calls = predict._Writer.write, []
 
-    def fail_later(self, frame):
-        calls.append(len(frame))
+    def fail_later(self, table, added):
+        calls.append(len(table))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        original(self, frame)
+        original(self, table, added)
 
     monkeypatch.setattr(predict._Writer, "write", fail_later)
     with pytest.raises(KeyboardInterrupt):

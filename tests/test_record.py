@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 
-from hf_transfer.record import whitener
+from hf_transfer.record import read_recorded, whitener
 
 
 def test_whitened_rows_are_white():
@@ -25,3 +28,9 @@ def test_features_of_a_collapsed_encoder_still_give_distances():
         assert np.isfinite(distances).all()
         outside = np.linalg.norm((features[:1] + 100 * rng.normal(size=(1, 64)) - mean) @ whitening)
         assert outside > distances.max()
+
+
+def test_recorded_texts_may_hold_any_character(tmp_path):
+    rows = [{"text": f"one{mark}line", "logits": [0.5, -0.5]} for mark in "\u2028\u2029\x85\x0b\x1c"]
+    (tmp_path / "recorded.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert read_recorded(SimpleNamespace(folder=tmp_path, label_names=["a", "b"])) == rows
