@@ -1,7 +1,10 @@
-"""Label a table with a run's model: chunk by chunk, in input order, with flat memory."""
+"""Label a table with a run's model: chunk by chunk, in input order, with flat memory, and on again after a kill."""
 
 from __future__ import annotations
 
+import glob
+import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_transfer.errors import UserError
-from hf_transfer.results import check_writable, load_run
+from hf_transfer.results import Run, check_writable, load_run
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-CHUNK = 8192
+CHUNK = 2048  # rows; what a kill can lose, and what is sorted by length together
 
 
 def predict_rows(
@@ -31,11 +34,11 @@ def predict_rows(
 ) -> str:
     """Write the rows of `data` to `output` with `prediction`, `confidence` and one `p_<label>` column a label.
 
-    A row without text keeps its place, with no prediction. The file appears when it is complete.
+    Rows keep their order; what has no text gets no label. If it is killed, the same command goes on where it was.
 
     Args:
         run_folder: a finished run.
-        data: what `read_table` takes.
+        data: any table that recipes read; label columns are kept, not used.
         output: .csv, .tsv, .jsonl or .parquet.
         text_column: guessed when obvious.
         batch_size: texts at a time.
@@ -51,7 +54,7 @@ def predict_rows(
     run = load_run(run_folder)
     file = Path(output)
     if file.suffix not in (".csv", ".tsv", ".jsonl", ".parquet"):
-        raise UserError(f"--output {output}: use a file ending in .csv, .tsv, .jsonl or .parquet.")
+        raise UserError(f"--output {output} must end in .csv, .tsv, .jsonl or .parquet.")
     if file.exists():
         raise UserError(f"--output {output} is there already; remove it or name another file.")
     check_writable(file.parent, "--output")
@@ -65,36 +68,75 @@ def predict_rows(
     added = ["prediction", "confidence", *[f"p_{label}" for label in run.label_names]]
     if clash := [name for name in added if name in dataset.column_names]:
         raise UserError(f"{data} has columns of the names to be added ({', '.join(clash)}); rename them.")
-
-    from tqdm import tqdm
-
     score = scorer(run.folder, batch_size, engine)
-    start, empty = time.perf_counter(), 0
+    start = time.perf_counter()
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    arrow = dataset.with_format("arrow")
-    with (
-        _Writer(part, file.suffix, _schema(dataset, added)) as writer,
-        tqdm(total=len(dataset), unit="row", disable=quiet) as bar,
-    ):
+    scores = _scores_file(file, run, engine, dataset, text)
+    done = _score_all(score, dataset, text, scores, len(run.label_names), quiet=quiet)
+    probabilities = np.memmap(scores, dtype=np.float32, mode="r", shape=(len(dataset), len(run.label_names)))
+    part, table, empty = file.with_name(f".{file.name}.part"), dataset.with_format("arrow"), 0
+    with _Writer(part, file.suffix, _schema(dataset, added)) as writer:
         for begin in range(0, len(dataset), CHUNK):
-            table = arrow[begin : begin + CHUNK]
-            texts = ["" if value is None or value != value else str(value) for value in table[text].to_pylist()]
-            has_text = np.array([bool(value.strip()) for value in texts])
-            empty += int((~has_text).sum())
-            probabilities = np.full((len(table), len(run.label_names)), np.nan, dtype=np.float32)
-            if has_text.any():
-                probabilities[has_text] = score([value for value in texts if value.strip()])
-            best = np.where(has_text, np.nan_to_num(probabilities).argmax(axis=1), -1)
+            rows = probabilities[begin : begin + CHUNK]
+            unlabelled = np.isnan(rows[:, 0])
+            empty += int(unlabelled.sum())
+            best = np.where(unlabelled, -1, np.nan_to_num(rows).argmax(axis=1))
             names = [run.label_names[i] if i >= 0 else None for i in best]
-            numbers = np.round(np.column_stack([probabilities.max(axis=1), probabilities]), 6)
-            writer.write(table, [names, *numbers.T])
-            bar.update(len(table))
+            numbers = np.round(np.column_stack([rows.max(axis=1), rows]), 6)
+            writer.write(table[begin : begin + CHUNK], [names, *numbers.T])
     part.replace(file)
+    scores.unlink()
     seconds = time.perf_counter() - start
     note = f" ({empty} without text left unlabelled)" if empty else ""
-    speed = f"{seconds:.1f} s ({len(dataset) / seconds:.0f} rows/s)"
+    note += f" ({done} rows were scored before)" if done else ""
+    speed = f"{seconds:.1f} s ({(len(dataset) - done) / seconds:.0f} rows/s)"
     return f"{len(dataset)} rows{note}, text from column '{text}', written to {output} in {speed}"
+
+
+def _scores_file(output: Path, run: Run, engine: str, dataset: Dataset, text: str) -> Path:
+    """Return the file beside `output` that scores grow in; its name says of which texts and model they are.
+
+    Those of other texts or models, which nobody can go on with, are removed.
+    """
+    import hashlib
+
+    digest = hashlib.blake2b(json.dumps([run.created, engine, run.label_names, len(dataset)]).encode(), digest_size=8)
+    for column in dataset.select_columns(text).with_format("arrow").iter(CHUNK):
+        digest.update(json.dumps(column[text].to_pylist(), default=str).encode())
+    found = output.with_name(f".{output.name}.{digest.hexdigest()}.scores")
+    for old in output.parent.glob(f".{glob.escape(output.name)}.*.scores"):
+        if old != found:
+            old.unlink()
+    return found
+
+
+def _score_all(
+    score: Callable[[list[str]], np.ndarray], dataset: Dataset, text: str, file: Path, classes: int, *, quiet: bool
+) -> int:
+    """Append the probabilities (float32) of the rows that `file` lacks, chunk by chunk; how many it had."""
+    from tqdm import tqdm
+
+    width = 4 * classes
+    size = file.stat().st_size if file.is_file() else 0
+    done = min(size // width, len(dataset)) // CHUNK * CHUNK  # whole chunks: the last may be cut
+    table = dataset.select_columns(text).with_format("arrow")
+    with (
+        file.open("r+b" if done else "wb") as stream,
+        tqdm(total=len(dataset), initial=done, unit="row", disable=quiet) as bar,
+    ):
+        stream.truncate(done * width)
+        stream.seek(0, os.SEEK_END)
+        for begin in range(done, len(dataset), CHUNK):
+            column = table[begin : begin + CHUNK][text].to_pylist()
+            texts = ["" if value is None or value != value else str(value) for value in column]
+            full = [i for i, value in enumerate(texts) if value.strip()]
+            probabilities = np.full((len(texts), classes), np.nan, dtype=np.float32)
+            if full:
+                probabilities[full] = score([texts[i] for i in full])
+            stream.write(probabilities.tobytes())
+            stream.flush()
+            bar.update(len(texts))
+    return done
 
 
 def scorer(folder: Path, batch_size: int = 32, engine: str = "torch") -> Callable[[list[str]], np.ndarray]:

@@ -1,4 +1,4 @@
-"""`predict` labels what `pipeline` would, keeps rows and order, and leaves no half file."""
+"""`predict` labels what `pipeline` would, keeps rows and order, leaves no half file, and goes on after a kill."""
 
 from __future__ import annotations
 
@@ -65,7 +65,56 @@ def test_every_row_in_order_and_as_pipeline_says(suffix, run, fresh, tmp_path, m
         assert scored["confidence"][i] == pytest.approx(max(expected.values()), abs=1e-5)
 
 
-def test_a_failure_half_way_leaves_nothing(run, fresh, tmp_path, monkeypatch):
+def interrupted(run, fresh, output, monkeypatch):
+    """Stop in the third chunk of eight rows; what was scored until then."""
+    monkeypatch.setattr(predict, "CHUNK", 8)
+    original, seen = predict.scorer, []
+
+    def stopping(*args):
+        score = original(*args)
+
+        def stop(texts):
+            seen.append(texts)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return score(texts)
+
+        return stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "scorer", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            predict_rows(str(run.folder), str(fresh), str(output), quiet=True)
+    assert len(seen) == 3
+    return seen
+
+
+def test_the_same_command_goes_on_after_a_kill(run, fresh, tmp_path, monkeypatch):
+    whole, output = tmp_path / "whole.csv", tmp_path / "scored.csv"
+    interrupted(run, fresh, output, monkeypatch)
+    assert not output.exists()
+    (left,) = tmp_path.glob(".scored.csv.*.scores")
+    with left.open("ab") as stream:
+        stream.write(b"half a row")
+    original, scored = predict.scorer, []
+    monkeypatch.setattr(predict, "scorer", lambda *args: lambda texts: scored.extend(texts) or original(*args)(texts))
+    said = predict_rows(str(run.folder), str(fresh), str(output), quiet=True)
+    assert "16 rows were scored before" in said
+    assert scored == [json.loads(line)["review"] for line in fresh.read_text().splitlines()][16:]
+    predict_rows(str(run.folder), str(fresh), str(whole), quiet=True)
+    assert output.read_bytes() == whole.read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["fresh.jsonl", "scored.csv", "whole.csv"]
+
+
+def test_scores_of_other_texts_are_not_gone_on_with(run, fresh, tmp_path, monkeypatch):
+    output = tmp_path / "scored.csv"
+    first = interrupted(run, fresh, output, monkeypatch)[0][0]
+    fresh.write_text(fresh.read_text().replace(json.dumps(first)[1:-1], "another text", 1))
+    assert "scored before" not in predict_rows(str(run.folder), str(fresh), str(output), quiet=True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["fresh.jsonl", "scored.csv"]
+
+
+def test_a_failure_while_writing_leaves_no_half_file(run, fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "CHUNK", 8)
     original, calls = predict._Writer.write, []
 
@@ -79,4 +128,4 @@ def test_a_failure_half_way_leaves_nothing(run, fresh, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         predict_rows(str(run.folder), str(fresh), str(tmp_path / "scored.csv"), quiet=True)
     assert calls == [8, 8, 8]
-    assert [file.name for file in tmp_path.iterdir()] == ["fresh.jsonl"]
+    assert [file.suffix for file in tmp_path.iterdir() if file != fresh] == [".scores"], "what was scored is kept"
