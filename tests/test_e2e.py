@@ -31,7 +31,7 @@ pytestmark = [
 def quickstart(tmp_path_factory):
     output = tmp_path_factory.mktemp("quickstart") / "runs"
     command = [sys.executable, "-m", "hf_transfer.cli", "quickstart", "--output_dir", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return output, done.stdout
 
