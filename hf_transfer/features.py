@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS_PER_BATCH = 4096
+DISK_SHARE = 0.25  # of what is free, that cached states may take
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class TokenStates:
     """One layer's token states of a set of rows.
 
     Attributes:
-        values: (all tokens, hidden) bfloat16, row after row, longest row first.
+        values: (all tokens, hidden), row after row, longest row first.
         lengths: (rows,) tokens of each row, in that order.
         order: (rows,) which input row each is.
     """
@@ -107,46 +109,90 @@ def cut(model: PreTrainedModel, depth: int) -> None:
 
 
 def run_trunk(
-    trunk: PreTrainedModel, encoded: Dataset, collator: Any, progress: Any = None
+    trunk: PreTrainedModel, encoded: Dataset, collator: Any, progress: Any = None, share: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, tuple[torch.Tensor, ...]]]:
-    """Yield (rows, attention mask, hidden states of every layer) by batches of similar length, longest first."""
+    """Yield (rows, attention mask, hidden states of every layer) by batches of similar length, longest first.
+
+    Args:
+        trunk: run as it is.
+        encoded: columns of model inputs and `length`.
+        collator: makes a batch.
+        progress: a bar that is told of rows.
+        share: (i, n), to leave out all but the i-th of every n batches.
+    """
     import torch
 
     lengths = np.array(encoded["length"][:])
     order = np.argsort(-lengths, kind="stable")
     inputs = encoded.remove_columns([c for c in ("labels",) if c in encoded.column_names])
-    begin = 0
+    begin, count = 0, 0
     with torch.inference_mode():
         while begin < len(order):
             size = max(1, TOKENS_PER_BATCH // int(lengths[order[begin]]))
             rows = order[begin : begin + size]
-            batch = collator([inputs[int(i)] for i in rows]).to(trunk.device)
-            yield rows, batch["attention_mask"].bool(), trunk(**batch, output_hidden_states=True).hidden_states
+            if count % share[1] == share[0]:
+                batch = collator([inputs[int(i)] for i in rows]).to(trunk.device)
+                yield rows, batch["attention_mask"].bool(), trunk(**batch, output_hidden_states=True).hidden_states
             begin += size
+            count += 1
             if progress is not None:
                 progress.update(len(rows))
 
 
-def token_states(trunk: PreTrainedModel, encoded: Dataset, collator: Any, progress: Any = None) -> TokenStates:
-    """Return the last layer's token states, read from the cache if they are there."""
-    import torch
+def fits_on_disk(trunk: PreTrainedModel, encoded: Dataset) -> bool:
+    """Whether the token states of `encoded`, in float32, take no more of the cache's disk than they should."""
+    size = 4 * trunk.config.hidden_size * int(np.sum(encoded["length"][:]))
+    return size < DISK_SHARE * shutil.disk_usage(cache_folder()).free
 
+
+def token_states(
+    trunk: PreTrainedModel, encoded: Dataset, collator: Any, progress: Any = None, dtype: torch.dtype | None = None
+) -> TokenStates:
+    """Return the last layer's token states, read from the cache if they are there.
+
+    The processes of a machine compute a share each, into one file.
+
+    Args:
+        trunk: run as it is.
+        encoded: columns of model inputs and `length`.
+        collator: makes a batch.
+        progress: a bar that is told of rows.
+        dtype: of the states; bfloat16 by default.
+    """
+    import torch
+    from torch import distributed
+
+    dtype = dtype or torch.bfloat16
     lengths = np.array(encoded["length"][:])
     order = np.argsort(-lengths, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(lengths[order])])
+    place = np.empty(len(order), dtype=np.int64)  # of a row in `order`
+    place[order] = np.arange(len(order))
     hidden, total = trunk.config.hidden_size, int(lengths.sum())
-    key = cache_key("tokens", weights_key(trunk), rows_key(encoded), str(trunk.dtype))
+    key = cache_key("tokens", weights_key(trunk), rows_key(encoded), str(trunk.dtype), str(dtype))
     file = cache_folder() / f"states-{key}.bin"
-    if not file.is_file():
-        part = file.with_suffix(f".{os.getpid()}.part")
-        values = torch.from_file(str(part), shared=True, size=total * hidden, dtype=torch.bfloat16).view(total, hidden)
-        begin = 0
-        for _, mask, states in run_trunk(trunk, encoded, collator, progress):
+    several = distributed.is_available() and distributed.is_initialized()
+    share = (int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])) if several else (0, 1)
+    part = file.with_suffix(f".{os.getppid() if several else os.getpid()}.part")
+    missing = not file.is_file()
+
+    def meet() -> None:
+        if several:
+            distributed.barrier()
+
+    meet()  # nobody may finish the file before all have looked for it
+    if missing:
+        values = torch.from_file(str(part), shared=True, size=total * hidden, dtype=dtype).view(total, hidden)
+        for rows, mask, states in run_trunk(trunk, encoded, collator, progress, share):
+            begin = starts[place[rows[0]]]
             flat = states[-1][mask]
-            values[begin : begin + len(flat)] = flat.to(torch.bfloat16).cpu()
-            begin += len(flat)
+            values[begin : begin + len(flat)] = flat.to(dtype).cpu()
         del values
-        part.replace(file)
     elif progress is not None:
         progress.update(len(encoded))
-    values = torch.from_file(str(file), shared=False, size=total * hidden, dtype=torch.bfloat16).view(total, hidden)
+    meet()
+    if missing and share[0] == 0:
+        part.replace(file)
+    meet()
+    values = torch.from_file(str(file), shared=False, size=total * hidden, dtype=dtype).view(total, hidden)
     return TokenStates(values, lengths[order], order)

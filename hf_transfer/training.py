@@ -121,6 +121,7 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
     """
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
 
+    setup = prepared.inputs or setup
     trainable = {name: p for name, p in prepared.model.named_parameters() if p.requires_grad}
     label_names = list(setup.loaded.model.config.id2label.values())
     evaluates = arguments.train.eval_strategy != "no"

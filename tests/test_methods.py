@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hf_transfer import methods, tasks
+from hf_transfer import methods, tasks, upper
 from hf_transfer.arguments import parse
 from hf_transfer.controls import run_controls
 from hf_transfer.data import load_data
@@ -62,6 +62,8 @@ def prepared(method, model, tables, folder, *more):
     before = {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
     ready = arguments.method_module.prepare(setup, arguments.method)
     history = fit(ready, setup, task, arguments, folder)
+    if method == "partial":
+        ready.merge(ready.model, loaded.tokenizer)
     return arguments, task, domains, encoded, setup, before, ready, history
 
 
@@ -139,6 +141,32 @@ def test_partial_puts_the_dropout_of_frozen_layers_to_rest(tiny, tables, tmp_pat
         states = [model(**batch, output_hidden_states=True).hidden_states for _ in range(2)]
     assert torch.equal(states[0][2], states[1][2]), "embeddings and layers 0 and 1 are frozen"
     assert not torch.equal(states[0][3], states[1][3]), "layer 2 moves, with its dropout"
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_cached_lower_layers_change_nothing(kind, tables, tmp_path, monkeypatch):
+    """Trained on cached states of the frozen layers, and by running them every time: the same weights."""
+    model = conftest.make_model(tmp_path / "model", kind)
+    dropout = {"hidden_dropout_prob": 0.0, "dropout": 0.0, "seq_classif_dropout": 0.0}  # draws would differ
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {name: 0.0 for name in dropout if name in config}))
+    trained = []
+    for name, families in (("cached", upper.FAMILIES), ("run", ())):
+        monkeypatch.setattr(upper, "FAMILIES", families)
+        *_, before, ready, _ = prepared("partial", model, tables, tmp_path / name)
+        assert ready.choices["frozen_layers_cached"] == (name == "cached")
+        assert list(dict(ready.model.named_parameters())) == list(before)
+        assert ready.model.main_input_name == "input_ids"
+        trained.append(dict(ready.model.named_parameters()))
+    for name in before:
+        torch.testing.assert_close(trained[0][name], trained[1][name], atol=2e-5, rtol=0)
+    assert any(not torch.equal(trained[0][name], old) for name, old in before.items() if "layer.2." in name)
+
+
+def test_without_disk_for_the_cache_the_lower_layers_run(tiny, tables, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_transfer.features.DISK_SHARE", 0)
+    *_, ready, _ = prepared("partial", tiny, tables, tmp_path)
+    assert ready.choices["frozen_layers_cached"] is False
 
 
 def test_layer_wise_decay_slows_the_lower_layers(tiny, tables, tmp_path):

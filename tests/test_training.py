@@ -125,6 +125,25 @@ def test_two_processes_are_two_and_change_nothing(plain, steady, tables, tmp_pat
     assert run.data["rows"]["target_test"] == run.metrics["target_test"]["n"] == 40
 
 
+@pytest.mark.recipe
+def test_four_processes_share_the_encoding_of_frozen_layers(steady, tables, recipe, tmp_path, monkeypatch):
+    more = ["--method", "partial", "--top_layers", "1"]
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "one process"))
+    one = recipe(flags(steady, tables, tmp_path / "one", *more))
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "four processes"))
+    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "4", "finetune",
+               *flags(steady, tables, tmp_path / "four", *more, "--per_device_train_batch_size", "4")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    four = load_run(tmp_path / "four")
+    assert four.world_size == 4
+    assert four.choices["frozen_layers_cached"]
+    states = [next(tmp_path.glob(f"{name} process*/states-*.bin")).read_bytes() for name in ("one", "four")]
+    alone, shared = (np.frombuffer(each, dtype=np.float32) for each in states)
+    np.testing.assert_allclose(alone, shared, atol=1e-5)
+    same(one, four)
+
+
 def test_blank_rows_cost_nothing():
     """With several processes the last step is filled up with rows labelled -100."""
     loss = tasks.load("text_classification").loss(None)

@@ -57,6 +57,7 @@ class Prepared:
         callbacks: for the Trainer.
         lr_scale: parameter name -> factor on the learning rate; 1 where missing.
         choices: what the method decided by itself, for run.json.
+        inputs: what the model is trained on, where that is not what the method was given.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ class Prepared:
     callbacks: list[TrainerCallback] = field(default_factory=list)
     lr_scale: dict[str, float] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
+    inputs: Setup | None = None
 
 
 def as_it_is(model: Any, tokenizer: Any) -> tuple[Any, Any]:

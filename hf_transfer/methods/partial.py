@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from hf_transfer.errors import UserError
 from hf_transfer.methods import Prepared, Setup, as_it_is, freeze
 from hf_transfer.models import layers
+from hf_transfer.upper import train_above
 
 DEFAULTS = {"learning_rate": 1e-4, "num_train_epochs": 4}
 
@@ -29,7 +30,7 @@ class Arguments:
 
 
 def prepare(setup: Setup, args: Arguments) -> Prepared:
-    """Free the head and the top layers, and put the frozen layers' dropout to rest.
+    """Free the head and the top layers; the frozen layers, without dropout, run once and are cached where possible.
 
     Raises:
         UserError: more layers asked for than the model has, or a decay outside (0, 1].
@@ -52,8 +53,18 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     callbacks: list[TrainerCallback] = [GradualUnfreezing(moving)] if args.gradual_unfreezing else []
-    choices = {"top_layers": top}
-    return Prepared(setup.loaded.model, as_it_is, callbacks, scale if args.layer_lr_decay < 1 else {}, choices)
+    scale = scale if args.layer_lr_decay < 1 else {}
+    above = train_above(setup, len(stack) - top)
+    choices = {"top_layers": top, "frozen_layers_cached": above is not None}
+    if above is None:
+        return Prepared(setup.loaded.model, as_it_is, callbacks, scale, choices)
+    inputs, whole = above
+
+    def merge(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        whole()
+        return model, tokenizer
+
+    return Prepared(setup.loaded.model, merge, callbacks, scale, choices, inputs)
 
 
 def _frozen_modules(model: Any, moving: list[Any]) -> list[Any]:
