@@ -111,8 +111,12 @@ class TrainArguments(TrainingArguments):
             raise UserError(f"--class_weights is '{self.class_weights}'; use auto, balanced or none.")
         if not torch.accelerator.is_available():
             self.use_cpu = True
-            if self.fsdp:
-                raise UserError("--fsdp has no effect on CPUs (it would silently fall back to DDP); remove it.")
+            if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+                raise UserError("FSDP has no effect on CPUs (it would silently fall back to DDP); leave --fsdp out, and "
+                                "start processes with hf-transfer run --num_processes N.")  # fmt: skip
+            if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+                raise UserError("DeepSpeed needs GPUs, there are none here; leave --deepspeed out, and start processes "
+                                "with hf-transfer run --num_processes N.")  # fmt: skip
         elif not self.use_cpu and int(os.environ.get("LOCAL_RANK", "0")) >= torch.accelerator.device_count():
             raise UserError(
                 f"there are more processes than the {torch.accelerator.device_count()} device(s) here; lower "

@@ -421,7 +421,7 @@ FLAGS = [
     ("max_length too small", lambda w: {"max_length": 3}, ["--max_length is 3", "at least 4"]),
     ("max_length beyond the model", lambda w: {"max_length": 65}, ["--max_length 65", "64 tokens", "lower it"]),
     ("unknown precision", lambda w: {"precision": "int8"}, ["--precision is 'int8'", "auto, bf16, fp16 or fp32"]),
-    ("fsdp on a CPU", lambda w: on_cpu(w) | {"fsdp": "full_shard"}, ["--fsdp has no effect on CPUs", "remove it"]),
+    ("fsdp on a CPU", lambda w: on_cpu(w) | {"fsdp": "full_shard"}, ["FSDP has no effect on CPUs", "leave --fsdp out"]),
     ("unknown class weights", lambda w: {"class_weights": "even"},
      ["--class_weights is 'even'", "auto, balanced or none"]),
     ("unknown tracker", lambda w: {"report_to": "notracker"}, ["--report_to", "notracker", "none"]),

@@ -14,9 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.commands.config.config_args import ClusterConfig
 from safetensors.numpy import load_file
 
 from hf_transfer import tasks
+from hf_transfer.arguments import parse
+from hf_transfer.errors import UserError
 from hf_transfer.results import load_run
 
 
@@ -144,6 +147,21 @@ def test_four_processes_share_the_encoding_of_frozen_layers(steady, tables, reci
     same(one, four)
 
 
+@pytest.mark.parametrize(("strategy", "said"), [("FSDP", "FSDP has no effect"), ("DEEPSPEED", "DeepSpeed needs GPUs")])
+def test_what_a_launcher_asks_for_in_vain_is_refused(strategy, said, steady, tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setenv(f"ACCELERATE_USE_{strategy}", "true")
+    with pytest.raises(UserError, match=f"{said}.*--num_processes N"):
+        parse(flags(steady, tables, tmp_path / "run"))
+
+
+def test_launcher_configs_are_accelerates_own():
+    """Read by accelerate itself, which refuses keys that it doesn't know."""
+    files = sorted((conftest.REPOSITORY / "recipes" / "configs" / "accelerate").glob("*.yaml"))
+    kinds = {file.stem: ClusterConfig.from_yaml_file(file).distributed_type.value for file in files}
+    assert kinds == {"ddp": "MULTI_GPU", "deepspeed": "DEEPSPEED", "fsdp": "FSDP"}
+
+
 def test_blank_rows_cost_nothing():
     """With several processes the last step is filled up with rows labelled -100."""
     loss = tasks.load("text_classification").loss(None)
@@ -238,8 +256,6 @@ def test_two_processes_with_batches_of_similar_length_see_every_row(steady, tabl
 
 @pytest.mark.recipe
 def test_resume_refuses_other_data_and_passes_over_half_a_checkpoint(steady, tables, recipe, tmp_path):
-    from hf_transfer.errors import UserError
-
     output = tmp_path / "run"
     script = conftest.REPOSITORY / "recipes" / "finetune.py"
     long = [*flags(steady, tables, output, "--num_train_epochs", "12")]
