@@ -112,8 +112,8 @@ class TrainArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
             if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-                raise UserError("FSDP has no effect on CPUs (it would silently fall back to DDP); leave --fsdp out, and "
-                                "start processes with hf-transfer run --num_processes N.")  # fmt: skip
+                raise UserError("FSDP has no effect on CPUs (it would silently fall back to DDP); leave --fsdp out, "
+                                "and start processes with hf-transfer run --num_processes N.")  # fmt: skip
             if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
                 raise UserError("DeepSpeed needs GPUs, there are none here; leave --deepspeed out, and start processes "
                                 "with hf-transfer run --num_processes N.")  # fmt: skip
