@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_transfer.errors import UserError
 from hf_transfer.report import test_set, verdict
-from hf_transfer.results import Run
+from hf_transfer.results import Run, longest_text
 
 if TYPE_CHECKING:
     from hf_transfer.hub import Base
@@ -37,6 +37,7 @@ def render_card(
     files: Literal["merged", "adapter"] = "merged",
     has_adapter: bool,
     license: str | None,
+    revision: str | None = None,
     others: Sequence[Run] = (),
 ) -> str:
     """Return the README.md of the model repository, front matter included; the same run gives the same text.
@@ -48,6 +49,7 @@ def render_card(
         files: what is published: the merged model, or the adapter's files alone.
         has_adapter: whether the folder `adapter` is published beside the merged model.
         license: of the published model, by the Hub's name for it, if stated.
+        revision: branch that it is published on, if not the main one.
         others: runs on the same test rows to compare with.
 
     Raises:
@@ -63,6 +65,7 @@ def render_card(
         "base": base,
         "license": license,
         "repo_id": repo_id,
+        "revision": revision,
         "title": repo_id.split("/")[-1],
         "merged": files == "merged",
         "adapter_subfolder": "adapter" if files == "merged" and has_adapter else None,
@@ -233,14 +236,6 @@ def target_labels(run: Run) -> str | None:
     if shots == "all":
         return "all target labels outside the test rows"
     return f"{shots} target label{'' if shots == '1' else 's'} a class"
-
-
-def longest_text(run: Run) -> int:
-    """Return after how many tokens a text is cut; tokens that prompt tuning puts before it do not count."""
-    import json
-
-    config = json.loads((run.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    return config["model_max_length"] - run.arguments.get("prompt_tokens", 0)
 
 
 def from_embedded_corpus(run: Run) -> bool:

@@ -52,19 +52,25 @@ def listed(names: Iterable[object], most: int = 10) -> str:
     return shown + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
-def hub_refusal(error: BaseException) -> str | None:
-    """Return why the Hub refused what ended in `error`, and what to do; None if that was not the reason."""
+def causes(error: BaseException) -> tuple[set[str], int]:
+    """Return the class names of `error` and of all that led to it, and the HTTP status among them (0 if none)."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    names = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
+    codes = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
+    return {kind.__name__ for one in chain for kind in type(one).__mro__}, next((code for code in codes if code), 0)
+
+
+def hub_refusal(error: BaseException) -> str | None:
+    """Return why the Hub refused what ended in `error`, and what to do; None if that was not the reason."""
+    names, status = causes(error)
     if "a gated dataset" in str(error):  # `datasets` drops this cause
         names.add("GatedRepoError")
     if known := next((why for name, why in HUB_REFUSALS.items() if name in names), None):
         return known
-    if any(getattr(getattr(cause, "response", None), "status_code", None) == 401 for cause in chain):
+    if status == 401:
         return "the Hub refuses your token; log in again with `hf auth login`, or correct HF_TOKEN."
     return None
 

@@ -211,7 +211,7 @@ def _command(recipe: str, arguments: Arguments) -> str:
     words, hidden = [], False
     for word in arguments.argv:
         if word.startswith("--"):  # its values follow it
-            name = word[2:].split("=")[0]
+            name = word[2:].split("=")[0].replace("-", "_")  # both spellings are taken
             hidden = name.endswith("_token") or name == "resume" or is_hub_flag(name)
         if not hidden:
             words.append(word)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_transfer.errors import UserError, hub_refusal, listed
+from hf_transfer.errors import UserError, causes, hub_refusal, listed
 from hf_transfer.results import FILE
 
 if TYPE_CHECKING:
@@ -16,7 +19,11 @@ if TYPE_CHECKING:
 
     from hf_transfer.results import Run
 
-BORN_WITH = (".gitattributes", "README.md")  # what a repository made on the Hub's site holds from the start
+CARD = "README.md"
+BORN_WITH = (".gitattributes", CARD)  # what a repository made on the Hub's site holds from the start
+OURS = {"model": (FILE, {"format", "method", "label_names"}), "space": ("space.json", {"models"})}  # what only we write
+BRANCH = re.compile(r"(?!refs/)(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))\w[\w./+-]*(?<![./])")
+COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,23 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A repository before a push: whether only members see it, the commit to build on, its files, and the branch."""
+
+    private: bool
+    start: str
+    files: dict[str, Any]
+    new_branch: bool
+
+
+@dataclass(frozen=True)
 class Pushed:
-    """A repository after a push: where it is, the commit, whether that is new, and whether nobody else sees it."""
+    """A repository after a push: where it is, the commit, whether that is new, and what to know of its card."""
 
     url: str
     commit: str
     changed: bool
-    private: bool
+    note: str = ""
 
 
 def check_repo_id(repo_id: str | None, flag: str = "REPO") -> str:
@@ -66,6 +83,17 @@ def check_repo_id(repo_id: str | None, flag: str = "REPO") -> str:
             f"{flag} is '{repo_id or ''}' ({reason[:100]}); it must be owner/name, such as me/kitchen-sentiment."
         ) from error
     return repo_id
+
+
+def check_revision(revision: str | None, flag: str = "--revision") -> None:
+    """Check that `revision` can name a branch.
+
+    Raises:
+        UserError: it can't.
+    """
+    if revision is not None and not BRANCH.fullmatch(revision):
+        raise UserError(f"{flag} is '{revision[:100]}'; it must name a branch, such as v2: letters, digits, '-', '_', "
+                        "'.' and '/'.")  # fmt: skip
 
 
 def check_account(repo_id: str, *, create_pr: bool = False) -> HfApi:
@@ -113,6 +141,8 @@ def find_base(run: Run, *, offline: bool = False) -> Base:
     folder = local if Path(local).expanduser().is_dir() else None
     if folder == run.model or run.model.startswith(("/", ".", "~")) or run.model.count("/") > 1:
         return Base(Path(run.model).name, folder=folder, reason="it is a folder of this machine")
+    if not run.weights_sha256 and not COMMIT.fullmatch(run.model_revision):
+        return Base(run.model, reason="its commit was not known when it was trained")
     try:
         with hub_errors(f"base model {run.model}", RepositoryNotFoundError, RevisionNotFoundError):
             info = HfApi().model_info(run.model, revision=run.model_revision, files_metadata=True)
@@ -145,6 +175,91 @@ def fetch_base(base: Base) -> str:
         )
 
 
+def check_place(
+    api: HfApi,
+    repo_id: str,
+    *,
+    repo_type: Literal["model", "space"],
+    private: bool,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> Place | None:
+    """Return what a push to a repository would find there, None if there is no such repository yet.
+
+    Args:
+        api: a client that may write.
+        repo_id: owner/name.
+        repo_type: model or space.
+        private: nobody else is to see it.
+        revision: branch to push to; None is the main one.
+        create_pr: a commit is proposed.
+
+    Raises:
+        UserError: it is somebody else's work or has another visibility, or the Hub can't be asked.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    where, same = _named(repo_id, repo_type)
+    try:
+        with hub_errors(where, RepositoryNotFoundError):
+            info = api.repo_info(**same)
+    except RepositoryNotFoundError as error:
+        if create_pr:
+            raise UserError(f"{where} doesn't exist, nothing can be proposed there; leave --create_pr out.") from error
+        return None
+    if private and not info.private:
+        raise UserError(f"{where} is public but should be private; make it private in its settings, or choose another "
+                        "name.")  # fmt: skip
+    with hub_errors(where):
+        branches = [branch.name for branch in api.list_repo_refs(**same).branches]
+        new_branch = revision is not None and revision not in branches
+        start = api.repo_info(**same, revision=None if new_branch else revision)
+        files = _files(api, same, start.sha)
+        foreign = sorted(set(files) - set(BORN_WITH))
+        ours = create_pr or not foreign or _is_ours(api, same, start.sha, files)
+    if not ours:
+        raise UserError(f"{where} holds other work already ({listed(foreign, 3)}); choose another name, or propose "
+                        "yours with --create_pr.")  # fmt: skip
+    return Place(info.private, start.sha, files, new_branch)
+
+
+def _named(repo_id: str, repo_type: str) -> tuple[str, dict[str, Any]]:
+    return repo_id if repo_type == "model" else f"Space {repo_id}", {"repo_id": repo_id, "repo_type": repo_type}
+
+
+def _is_ours(api: HfApi, same: dict[str, Any], commit: str, files: dict[str, Any]) -> bool:
+    name, keys = OURS[same["repo_type"]]
+    if name not in files:
+        return False
+    try:
+        content = json.loads(_read(api, same, commit, name))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and keys <= set(content)
+
+
+def _read(api: HfApi, same: dict[str, Any], commit: str, name: str) -> str:
+    return Path(api.hf_hub_download(**same, filename=name, revision=commit)).read_text("utf-8", "replace")
+
+
+def seal(card: str) -> str:
+    """Return a card with its SHA-256 below it, by which a later push tells whether somebody edited it."""
+    card = card.rstrip()
+    return f"{card}\n\n<!-- by hf_transfer, SHA-256 of the above: {hashlib.sha256(card.encode()).hexdigest()} -->\n"
+
+
+def check_card(folder: Path, repo_id: str, *, repo_type: Literal["model", "space"]) -> None:
+    """Let the Hub check the front matter of the README.md in `folder`.
+
+    Raises:
+        UserError: it is refused (an unknown licence, say), or the Hub can't be asked.
+    """
+    from huggingface_hub import RepoCard
+
+    with hub_errors(f"{_named(repo_id, repo_type)[0]}: {CARD}"):
+        RepoCard((folder / CARD).read_text(encoding="utf-8")).validate(repo_type)
+
+
 def push(
     api: HfApi,
     folder: Path,
@@ -159,7 +274,8 @@ def push(
 ) -> Pushed:
     """Bring a repository to hold the files of `folder`, by one commit, or by none if it does already.
 
-    Files that others put there stay; those of an earlier push that this one lacks go.
+    Files that others put there stay; those of an earlier push that this one lacks go. A card that somebody edited stays
+    if all else is there already; with another run it is replaced, and the note says so.
 
     Args:
         api: a client that may write.
@@ -176,38 +292,34 @@ def push(
         UserError: the repository is somebody else's work or has another visibility, or the Hub refuses or fails.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
-    where = repo_id if repo_type == "model" else f"Space {repo_id}"
-    same: Any = {"repo_id": repo_id, "repo_type": repo_type}
-    info = None
-    with suppress(RepositoryNotFoundError), hub_errors(where, RepositoryNotFoundError):
-        info = api.repo_info(**same)
-    if info is None:
-        if create_pr:
-            raise UserError(f"{where} doesn't exist, nothing can be proposed there; leave --create_pr out.")
+    where, same = _named(repo_id, repo_type)
+    asked: Any = {"repo_type": repo_type, "private": private, "revision": revision, "create_pr": create_pr}
+    place = check_place(api, repo_id, **asked)
+    if place is None:
         sdk = "gradio" if repo_type == "space" else None
         with hub_errors(where):
             api.create_repo(**same, private=private, space_sdk=sdk, exist_ok=True)
-            info = api.repo_info(**same)
-    if private and not info.private:
-        raise UserError(f"{where} is public and --private was given; make it private in its settings, or choose "
-                        "another name.")  # fmt: skip
-    with hub_errors(where):
-        branches = [branch.name for branch in api.list_repo_refs(**same, include_pull_requests=create_pr).branches]
-        new_branch = revision is not None and revision not in branches
-        start = api.repo_info(**same, revision=None if new_branch else revision)
-        there = _files(api, same, start.sha)
-    foreign = sorted(set(there) - set(BORN_WITH))
-    if foreign and (FILE if repo_type == "model" else "space.json") not in there and not create_pr:
-        raise UserError(f"{where} holds other work already ({listed(foreign, 3)}); choose another name, or propose "
-                        "yours with --create_pr.")  # fmt: skip
+        place = check_place(api, repo_id, **asked)
+    if place is None:
+        raise UserError(f"{where} was made but can't be seen yet; run the same command again.")
+    there, new_branch, url, note = place.files, place.new_branch, _url(api, same, revision), ""
     ours = {path: _oid(path, folder / path, there) for path in _paths(folder)}
-    stale = [path for path in foreign if path not in ours and any(_fits(path, kind) for kind in own)]
-    if not stale and not new_branch and _holds(there, ours):
-        return Pushed(_url(api, same, revision), start.sha, changed=False, private=info.private)
+    stale = sorted(path for path in there if path not in ours and any(_fits(path, kind) for kind in own))
+    differ = _differ(there, ours)
+    if not stale and not new_branch and not differ:
+        return Pushed(url, place.start, changed=False)
     if create_pr and (proposed := _proposal(api, same, ours, where)):
-        return Pushed(*proposed, changed=False, private=info.private)
+        return Pushed(*proposed, changed=False)
+    if CARD in differ and CARD in there and not new_branch and not create_pr:
+        with hub_errors(where):
+            card = _read(api, same, place.start, CARD)
+        if card != seal(card.rpartition("\n\n<!--")[0]):
+            if not stale and differ == {CARD}:
+                return Pushed(url, place.start, changed=False, note=f"its {CARD} was edited there and stays as it is; "
+                              "to get this run's card, delete it there and publish again")  # fmt: skip
+            note = f"its {CARD} was edited there and is replaced; the edited one is in commit {place.start[:8]}"
     added = [CommitOperationAdd(path, folder / path) for path in ours]
     made = False
     try:
@@ -215,28 +327,36 @@ def push(
             at = None if new_branch else revision
             api.preupload_lfs_files(repo_id, added, repo_type=repo_type, revision=at, create_pr=create_pr)
             if new_branch:
-                api.create_branch(**same, branch=revision, revision=start.sha)
-                made = True
-            if new_branch and not stale and _holds(there, ours):
-                return Pushed(_url(api, same, revision), start.sha, changed=True, private=info.private)
+                try:
+                    made = True  # even if the answer is lost
+                    api.create_branch(**same, branch=revision, revision=place.start)
+                except HfHubHTTPError as error:
+                    made = error.response.status_code != 409  # else somebody else made it
+                    raise
+            if new_branch and not stale and not differ:
+                return Pushed(url, place.start, changed=True)
             commit = api.create_commit(
                 **same,
                 operations=[*added, *(CommitOperationDelete(path) for path in stale)],
                 commit_message=message,
                 revision=revision,
                 create_pr=create_pr,
-                parent_commit=None if create_pr else start.sha,
+                parent_commit=None if create_pr else place.start,
             )
             now = _files(api, same, commit.oid)
-        if not _holds(now, {path: _oid(path, folder / path, now) for path in ours}):
+        if _differ(now, {path: _oid(path, folder / path, now) for path in ours}):
             raise UserError(f"{where}: commit {commit.oid[:8]} holds other bytes than were sent, don't use it; run the "
                             "same command again.")  # fmt: skip
     except BaseException:
         if made:  # it would look like the new version while it holds the old one
-            with hub_errors(f"{where}: branch {revision} was made but holds nothing new; remove it"):
-                api.delete_branch(**same, branch=revision)
+            with hub_errors(f"{where}: branch {revision} may be left there, half-made; remove it"):
+                try:
+                    api.delete_branch(**same, branch=revision)
+                except HfHubHTTPError as error:
+                    if error.response.status_code != 404:  # then it was never made
+                        raise
         raise
-    return Pushed(commit.pr_url or _url(api, same, revision), commit.oid, changed=True, private=info.private)
+    return Pushed(commit.pr_url or url, commit.oid, changed=True, note=note)
 
 
 def _url(api: HfApi, same: dict[str, Any], revision: str | None) -> str:
@@ -272,11 +392,10 @@ def _oid(path: str, file: Path, there: dict[str, Any]) -> str:
     return git_hash(file.read_bytes())
 
 
-def _holds(there: dict[str, Any], ours: dict[str, str]) -> bool:
-    return all(
-        path in there and oid == (there[path].lfs.sha256 if there[path].lfs else there[path].blob_id)
-        for path, oid in ours.items()
-    )
+def _differ(there: dict[str, Any], ours: dict[str, str]) -> set[str]:
+    """Return which of our files are not there, or not as they are here."""
+    known = {path: file.lfs.sha256 if file.lfs else file.blob_id for path, file in there.items()}
+    return {path for path, oid in ours.items() if known.get(path) != oid}
 
 
 def _proposal(api: HfApi, same: dict[str, Any], ours: dict[str, str], where: str) -> tuple[str, str] | None:
@@ -284,7 +403,7 @@ def _proposal(api: HfApi, same: dict[str, Any], ours: dict[str, str], where: str
     with hub_errors(where):
         pulls = api.list_repo_refs(**same, include_pull_requests=True).pull_requests or []
         for pull in sorted(pulls, key=lambda ref: int(ref.ref.split("/")[-1]))[-5:]:
-            if _holds(_files(api, same, pull.ref), ours):
+            if not _differ(_files(api, same, pull.ref), ours):
                 number = pull.ref.split("/")[-1]
                 return f"{_url(api, same, None)}/discussions/{number}", pull.target_commit
     return None
@@ -310,13 +429,7 @@ def hub_errors(what: str, *let_through: type[Exception]) -> Iterator[None]:
 
 
 def _why(error: BaseException) -> str:
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    status = next((code for one in chain if (code := getattr(getattr(one, "response", None), "status_code", None))), 0)
+    names, status = causes(error)
     if "OfflineModeIsEnabled" in names:
         return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset it."
     if status == 403:

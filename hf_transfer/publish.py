@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import tempfile
@@ -11,9 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from hf_transfer.card import render_card
 from hf_transfer.errors import UserError
-from hf_transfer.hub import Base, Pushed, check_account, check_repo_id, fetch_base, find_base, push
+from hf_transfer.hub import (
+    CARD,
+    Base,
+    Pushed,
+    check_account,
+    check_card,
+    check_place,
+    check_repo_id,
+    check_revision,
+    fetch_base,
+    find_base,
+    push,
+    seal,
+)
 from hf_transfer.privacy import check_private, public_run
-from hf_transfer.results import Run, load_run
+from hf_transfer.results import Run, load_run, longest_text
 from hf_transfer.verify import verify
 
 if TYPE_CHECKING:
@@ -66,6 +80,10 @@ def publish(
     """
     run = load_run(run_folder)
     check_repo_id(repo_id)
+    check_revision(revision)
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        raise UserError(f"--license is '{license}'; give the Hub's name for it, such as apache-2.0, mit or cc-by-4.0, "
+                        "or 'other'.")  # fmt: skip
     _check_parts(run)
     if create_pr and (space or revision):
         raise UserError("--create_pr proposes one commit to a model's main branch; leave --space and --revision out.")
@@ -75,6 +93,12 @@ def publish(
         raise UserError(f"--adapter_only: {run.folder} was trained with '{run.method}', which has no adapter; leave it "
                         "out.")  # fmt: skip
     api = None if dry_run else check_account(repo_id, create_pr=create_pr)
+    hidden = private
+    if api:
+        place = check_place(api, repo_id, repo_type="model", private=private, revision=revision, create_pr=create_pr)
+        hidden = place.private if place else private
+        if space:  # a public Space could not read a private model
+            check_place(api, repo_id, repo_type="space", private=hidden)
     if api and quiet:
         from huggingface_hub.utils import disable_progress_bars
 
@@ -94,10 +118,21 @@ def publish(
             files="adapter" if adapter_only else "merged",
             has_adapter=(model / "adapter").is_dir(),
             license=license,
+            revision=revision,
             others=[public_run(load_run(folder)) for folder in against or []],
         )
-        (model / "README.md").write_text(card, encoding="utf-8")
-        check_private(model, repo_id)
+        (model / CARD).write_text(seal(card), encoding="utf-8")
+        check_private(model, repo_id, base.name)
+        if any("auto_map" in json.loads(file.read_text(encoding="utf-8")) for file in model.rglob("*config.json")):
+            raise UserError(f"{run.folder} names code of its own (auto_map), which is never shared; make the run "
+                            "again.")  # fmt: skip
+        settings: dict[str, Any] = {"license": license, "examples": examples, "bundled": model if hidden else None}
+        if space:
+            _stage_space(shown, app, repo_id, base, None, **settings)
+        if api:
+            check_card(model, repo_id, repo_type="model")
+            if space:
+                check_card(app, repo_id, repo_type="space")
         adapter = model if adapter_only else model / "adapter"
         passed += verify(
             run,
@@ -105,34 +140,29 @@ def publish(
             adapter=adapter if (adapter / ADAPTER[0]).is_file() else None,
             base=fetch_base(base) if (adapter / ADAPTER[0]).is_file() else None,
         )
-        settings: dict[str, Any] = {"license": license, "examples": examples}
-        if space:
-            _stage_space(shown, app, repo_id, None, model if private else None, **settings)
         if api is None:
             return _dry(passed, model, app if space else None, card, repo_id)
-        options: dict[str, Any] = {"private": private, "message": f"{run.method} run of {run.created}"}
+        options: dict[str, Any] = {"private": hidden, "message": f"{run.method} run of {run.created}"}
         pushed = push(
             api, model, repo_id, repo_type="model", revision=revision, create_pr=create_pr, own=SENT, **options
         )
-        lines = [f"verified: {line}" for line in passed] + [_said("model", pushed)]
+        lines = [f"verified: {line}" for line in passed] + _said("model", pushed)
         if space:
             try:
-                options["private"] = pushed.private  # a public Space could not read a model that is private already
-                _stage_space(shown, app, repo_id, pushed.commit, model if pushed.private else None, **settings)
+                _stage_space(shown, app, repo_id, base, pushed.commit, **settings)
                 shown_at = push(
                     api, app, repo_id, repo_type="space", revision=None, create_pr=False, own=("model/*",), **options
                 )
             except UserError as error:
                 raise UserError(f"the model is published ({pushed.url}), its Space is not: {error}") from error
-            lines.append(_said("Space", shown_at))
+            lines += _said("Space", shown_at)
             if examples:
                 lines.append("note: the Space shows four of the test texts as examples; --no_examples leaves them out")
     return "\n".join(lines)
 
 
 def _check_parts(run: Run) -> None:
-    if not (run.folder / "tokenizer_config.json").is_file():
-        raise UserError(f"{run.folder} has no tokenizer_config.json; make the run again.")
+    longest_text(run)
     folder = run.folder / "adapter"
     try:
         if folder.is_dir():
@@ -146,17 +176,12 @@ def _stage(run: Run, folder: Path, base: Base, *, adapter_only: bool) -> list[st
     """Copy what is shared into `folder`; returns what was found good."""
     folder.mkdir()
     if adapter_only:
-        _copy(run.folder / "adapter", folder, ADAPTER)
-        if run.method != "prompt":  # its merged tokenizer knows tokens that the base model does not
-            _copy(run.folder, folder, TOKENIZER)
+        _copy(run.folder / "adapter", folder, ADAPTER)  # the tokenizer is the base model's
     else:
         _copy(run.folder, folder, MERGED)
         if not list(folder.glob("model*.safetensors")):
             raise UserError(f"{run.folder} has no model.safetensors, and weights in other formats are never shared; "
                             "make the run again.")  # fmt: skip
-        if any("auto_map" in file.read_text(encoding="utf-8") for file in folder.glob("*config.json")):
-            raise UserError(f"{run.folder} names code of its own (auto_map), which is never shared; make the run "
-                            "again.")  # fmt: skip
         if (run.folder / "adapter").is_dir() and base.revision:
             (folder / "adapter").mkdir()
             _copy(run.folder / "adapter", folder / "adapter", ADAPTER)
@@ -179,9 +204,16 @@ def _copy(source: Path, folder: Path, kinds: tuple[str, ...]) -> None:
 
 
 def _stage_space(
-    run: Run, folder: Path, repo_id: str, revision: str | None, bundled: Path | None, *, license: str | None,
+    run: Run,
+    folder: Path,
+    repo_id: str,
+    base: Base,
+    revision: str | None,
+    *,
+    license: str | None,
     examples: bool,
-) -> None:  # fmt: skip
+    bundled: Path | None,
+) -> None:
     """Write the Space's files; a private model is bundled, for a Space could not read it without somebody's token."""
     from hf_transfer.space import build_space
 
@@ -190,13 +222,14 @@ def _stage_space(
         run, folder, repo_id=repo_id, revision=revision, bundle=bundled is not None, license=license, examples=examples
     )
     if bundled:
-        shutil.copytree(bundled, folder / "model", ignore=shutil.ignore_patterns("adapter", "README.md"))
-    check_private(folder, repo_id)
+        shutil.copytree(bundled, folder / "model", ignore=shutil.ignore_patterns("adapter", CARD))
+    (folder / CARD).write_text(seal((folder / CARD).read_text(encoding="utf-8")), encoding="utf-8")
+    check_private(folder, repo_id, base.name)
 
 
-def _said(what: str, pushed: Pushed) -> str:
+def _said(what: str, pushed: Pushed) -> list[str]:
     state = f"published as commit {pushed.commit[:8]}" if pushed.changed else "unchanged, nothing to commit"
-    return f"{what}: {pushed.url} ({state})"
+    return [f"{what}: {pushed.url} ({state})", *([f"note: {pushed.note}"] if pushed.note else [])]
 
 
 def _dry(passed: list[str], model: Path, app: Path | None, card: str, repo_id: str) -> str:
@@ -215,13 +248,13 @@ def check_push(arguments: Arguments) -> None:
     """Check before training that its result can be pushed afterwards.
 
     Raises:
-        UserError: no repository or token, or flags that mean pushing unverified checkpoints.
+        UserError: no repository or token, other work is there, or flags that mean pushing unverified checkpoints.
     """
     train = arguments.train
-    if not train.push_to_hub:
-        return
     if train.hub_token:
         raise UserError("--hub_token would be seen by other users of this machine; set HF_TOKEN, or `hf auth login`.")
+    if not train.push_to_hub:
+        return
     if (
         str(getattr(train.hub_strategy, "value", train.hub_strategy)) not in ("every_save", "end")
         or train.hub_always_push
@@ -229,8 +262,11 @@ def check_push(arguments: Arguments) -> None:
         raise UserError("--push_to_hub pushes the verified run when it is finished, never checkpoints; leave "
                         "--hub_strategy and --hub_always_push out.")  # fmt: skip
     check_repo_id(train.hub_model_id, "--hub_model_id")
+    check_revision(train.hub_revision, "--hub_revision")
     if train.process_index == 0:
-        check_account(train.hub_model_id)
+        api = check_account(train.hub_model_id)
+        place: dict[str, Any] = {"private": bool(train.hub_private_repo), "revision": train.hub_revision}
+        check_place(api, train.hub_model_id, repo_type="model", **place)
 
 
 def push_run(arguments: Arguments, run: Run) -> str | None:

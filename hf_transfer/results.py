@@ -12,6 +12,7 @@ from typing import Any
 from hf_transfer.errors import UserError
 
 FILE = "run.json"
+FORMAT = 2  # of run.json; raised when what readers rely on is new in it
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Run:
     versions: dict[str, str]
     created: str
     history: list[dict[str, Any]] = field(default_factory=list)
-    format: int = 1
+    format: int = FORMAT
 
     def save(self, folder: Path) -> None:
         """Write run.json into `folder`."""
@@ -72,7 +73,7 @@ def load_run(folder: str | Path) -> Run:
     """Read the run in `folder`.
 
     Raises:
-        UserError: there is no finished run, or run.json is damaged.
+        UserError: there is no finished run, or run.json is damaged or of another version.
     """
     folder = Path(folder)
     file = folder / FILE
@@ -80,9 +81,28 @@ def load_run(folder: str | Path) -> Run:
         more = " (unfinished: it ends in .partial)" if folder.with_name(folder.name + ".partial").is_dir() else ""
         raise UserError(f"{folder} holds no finished run{more}: {FILE} is missing. Give the --output_dir of a run.")
     try:
-        return Run(folder=folder, **json.loads(file.read_text(encoding="utf-8")))
+        run = Run(folder=folder, **json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} can't be read as a run ({str(error)[:100]}); make the run again.") from error
+    if run.format != FORMAT:
+        raise UserError(f"{file} was made by another version (format {run.format}, this one reads {FORMAT}); make the "
+                        "run again.")  # fmt: skip
+    return run
+
+
+def longest_text(run: Run) -> int:
+    """Return after how many tokens a text is cut; tokens that prompt tuning puts before it do not count.
+
+    Raises:
+        UserError: the folder's tokenizer doesn't say.
+    """
+    file = run.folder / "tokenizer_config.json"
+    try:
+        length = int(json.loads(file.read_text(encoding="utf-8"))["model_max_length"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} can't be read, or names no model_max_length ({str(error)[:100]}); make the run "
+                        "again.") from error  # fmt: skip
+    return length - run.arguments.get("prompt_tokens", 0)
 
 
 def check_writable(path: Path, flag: str) -> Path:

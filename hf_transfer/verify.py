@@ -13,7 +13,7 @@ import numpy as np
 
 from hf_transfer.errors import UserError
 from hf_transfer.record import read_recorded
-from hf_transfer.results import Run
+from hf_transfer.results import Run, longest_text
 
 TOLERANCE = 1e-4  # largest difference of a logit
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
@@ -38,7 +38,7 @@ def verify(run: Run, *, merged: Path | None, adapter: Path | None, base: str | N
         "adapter": adapter and str(adapter),
         "base": base,
         "label_names": run.label_names,
-        "max_length": run.arguments["max_length"],
+        "max_length": longest_text(run),
     }
     answer = _reload(job, run)
     wanted = np.array([row["logits"] for row in recorded])
@@ -72,8 +72,8 @@ def _reload(job: dict[str, Any], run: Run) -> dict[str, Any]:
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHED and "TORCHELASTIC" not in name}
     environment = kept | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     script = Path(__file__).with_name("reload.py")
-    process = subprocess.run(
-        [sys.executable, "-I", str(script)], input=json.dumps(job), env=environment, capture_output=True, text=True
+    process = subprocess.run(  # -P, not -I: transformers may be in the user's own packages or on PYTHONPATH
+        [sys.executable, "-P", str(script)], input=json.dumps(job), env=environment, capture_output=True, text=True
     )
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["it ended without a word"])[-1]

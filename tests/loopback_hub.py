@@ -36,6 +36,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
+LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc0-1.0", "other")  # some of those that the Hub knows
 LARGE = (".bin", ".safetensors", ".parquet", ".arrow", ".gz", ".pt", ".png")
 PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")  # fmt: skip  # noqa: E501
@@ -616,12 +617,15 @@ def _part(content: bytes, wanted: str | None, headers: dict[str, str]) -> Answer
 
 @route("POST", "/api/validate-yaml")
 def validate_card(hub: LoopbackHub, request: Request) -> Answer:
-    """Far fewer checks than the Hub's: that the front matter is there, closed, and has a `key:` on each line."""
+    """Far fewer checks than the Hub's: front matter that is closed, with a `key:` on each line and a known licence."""
     content, errors, warnings = request.json["content"], [], []
     match = re.match(r"---\r?\n(.*?)^---\s*$", content, re.DOTALL | re.MULTILINE)
     if match:
         bad = [line for line in match[1].splitlines() if not re.match(r"\s*(#.*|- .*|[\w-]+:.*)?$", line)]
         errors = [f"not a line of YAML metadata: {line}" for line in bad]
+        license = re.search(r"^license: *(.*)$", match[1], re.MULTILINE)
+        if license and license[1] not in LICENSES:
+            errors.append(f'"license" must be one of [{", ".join(LICENSES)}]')
     elif content.startswith("---"):
         errors = ["the YAML metadata is not closed"]
     else:
@@ -731,7 +735,7 @@ def repo_info(hub: LoopbackHub, request: Request, repo: Repo, revision: str = "m
     if metadata := _front_matter(commit):
         info["cardData"] = metadata
     if repo.type == "space":
-        info["sdk"] = repo.created["sdk"]
+        info["sdk"] = metadata.get("sdk") or repo.created.get("sdk")
     return Answer(info)
 
 

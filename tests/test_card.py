@@ -15,10 +15,11 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from hf_transfer.card import evidence_rows, limits, longest_text, one_line, render_card
+from hf_transfer.card import evidence_rows, limits, one_line, render_card
 from hf_transfer.errors import UserError
 from hf_transfer.hub import Base
 from hf_transfer.report import verdict
+from hf_transfer.results import longest_text
 
 COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 LOCAL = Base("tiny-base", None, None)

@@ -143,7 +143,7 @@ def test_run_survives_json(tmp_path):
     assert load_run(str(tmp_path / "one")) == run
     content = json.loads((tmp_path / "one" / FILE).read_text(encoding="utf-8"))
     assert "folder" not in content
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert "ünïcödé" in (tmp_path / "one" / FILE).read_text(encoding="utf-8")
     assert [file.name for file in (tmp_path / "one").iterdir()] == [FILE]
 
