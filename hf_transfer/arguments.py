@@ -88,6 +88,7 @@ class TrainArguments(TrainingArguments):
         metadata={"help": "balanced, none, or auto (balanced if the commonest label is 3x the rarest)."},
     )
     quiet: bool = field(default=False, metadata={"help": "No progress bars and no tables; errors still show."})
+    profile: bool = field(default=False, metadata={"help": "Say where the time went, and what would shorten it."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Training texts per device and step."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Texts per device and step when predicting."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay."})
@@ -319,7 +320,7 @@ def as_dict(arguments: Arguments) -> dict[str, Any]:
 
     Left out is what changes no result: secrets, places and what is shown.
     """
-    shown = ("output_dir", "resume", "quiet", "disable_tqdm", "report_to", "run_name")
+    shown = ("output_dir", "resume", "quiet", "profile", "disable_tqdm", "report_to", "run_name")
     stock = {f.name: f.default for f in fields(TrainingArguments)}
     train = {
         key: value

@@ -16,6 +16,8 @@ from hf_transfer.features import cache_folder, cache_key
 from hf_transfer.inference import release
 from hf_transfer.methods import Prepared, Setup
 from hf_transfer.models import longest_input
+from hf_transfer.profile import StepTimes
+from hf_transfer.resources import Meter
 from hf_transfer.results import check_writable, write_atomically
 
 if TYPE_CHECKING:
@@ -113,11 +115,13 @@ def class_weights(arguments: Arguments, domains: Domains) -> list[float] | None:
     return (counts.sum() / (len(counts) * counts)).tolist()
 
 
-def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, partial: Path) -> list[dict[str, Any]]:
+def fit(
+    prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, partial: Path, meter: Meter | None = None
+) -> list[dict[str, Any]]:
     """Train `prepared.model` with the stock Trainer and return the log; a method that has trained it already logs {}.
 
     The loss is a sum over rows divided by the rows of the whole step, so gradient accumulation, several processes and
-    one big batch agree.
+    one big batch agree. With --profile, `meter` gets the seconds of the parts of a step too.
     """
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
 
@@ -147,6 +151,8 @@ def fit(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, part
     callbacks = list(prepared.callbacks)
     if evaluates and train_args.load_best_model_at_end and train_args.early_stopping_patience > 0:
         callbacks.append(EarlyStoppingCallback(train_args.early_stopping_patience))
+    if given.profile and meter:
+        callbacks.append(StepTimes(meter.seconds))
 
     def compute_metrics(output: Any) -> dict[str, float]:
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions

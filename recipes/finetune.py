@@ -22,6 +22,7 @@ from hf_transfer.errors import reporting_errors
 from hf_transfer.finish import finish, score
 from hf_transfer.methods import Setup
 from hf_transfer.models import load_model, ordered_labels, public_name
+from hf_transfer.profile import profile_table
 from hf_transfer.publish import check_push, push_run
 from hf_transfer.resources import Meter
 from hf_transfer.results import Run
@@ -37,13 +38,14 @@ def main(argv: list[str] | None = None) -> Run:
     task = tasks.load(arguments.model.task)
     seed = arguments.train.seed
     with Meter() as meter:
-        with meter.stage("load"):
+        with meter.stage("read"):
             domains = load_data(arguments.data, seed)
             domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
             weights = class_weights(arguments, domains)
         controls = run_controls(domains, weights, seed, meter)
-        with meter.stage("load"):
+        with meter.stage("load model"):
             loaded = load_model(arguments.model, task, domains.label_names, seed)
+        with meter.stage("tokenise"):
             encoded, cut = encode_all(arguments, domains, loaded, task)
         console.say(summary(domains, cut))
         console.say(f"model: {public_name(loaded.name)}; method: {arguments.model.method}; {arguments.training_line()}")
@@ -67,11 +69,13 @@ def main(argv: list[str] | None = None) -> Run:
         with meter.stage("prepare"):
             prepared = arguments.method_module.prepare(setup, arguments.method)
         with meter.stage("train"):
-            history = fit(prepared, setup, task, arguments, partial)
+            history = fit(prepared, setup, task, arguments, partial, meter)
         run = finish(
             prepared, setup, task, arguments, domains, encoded, meter, partial,
             recipe="finetune", controls=controls, history=history, before=before.get("source_test", {}),
         )  # fmt: skip
+    if arguments.train.profile:
+        console.say(profile_table(run.seconds))
     console.finished(run)
     if pushed := push_run(arguments, run):
         console.say(pushed)
