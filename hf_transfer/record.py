@@ -129,7 +129,7 @@ def record_domain(
 
     quantiles = np.quantile(distances(sample(held_out)), np.linspace(0, 1, 101)).astype(np.float32)
     far = distances(domains.test.select(tested))
-    percentile = np.where(far > quantiles[-1], 100, np.minimum(np.searchsorted(quantiles, far), 99))
+    percentile = np.maximum(np.searchsorted(quantiles, far) - 1, 0)  # the 1st of the 101 is the nearest row itself
     accuracy = [
         {"from": low, "to": high, "n": int(inside.sum()), "accuracy": float(right[tested][inside].mean())}
         for low, high in BINS

@@ -85,8 +85,9 @@ def _description(run: Run) -> str:
 
 
 def _text(run: Run, name: str, repo_id: str) -> str:
-    source = ", ".join(domain for domain in run.data["domains"] if domain != run.data["target"])
-    path = f"adapted from {source} to {run.data['target']}" if run.data["target"] else f"trained on {source}"
+    plain = runpy.run_path(str(demo_folder() / "evidence.py"))["plain"]
+    source = ", ".join(plain(domain) for domain in run.data["domains"] if domain != run.data["target"])
+    path = f"adapted from {source} to {plain(run.data['target'])}" if run.data["target"] else f"trained on {source}"
     return f"""# {name}
 
 Try [{repo_id}](https://huggingface.co/{repo_id}), a text classifier {path}.
@@ -96,6 +97,6 @@ whole tables at a time, and the evidence for all of it.
 
 The app starts on any machine with `pip install -r requirements.txt` and `python app.py`. To let visitors correct
 labels, set the variable `CORRECTIONS` to `dataset:name/of-a-private-dataset` and the secret `HF_TOKEN` to a token that
-may write there. To offer the endpoints as tools for language models, add `mcp` to requirements.txt and set
+may write there. To offer the endpoints as tools for language models, add `gradio[mcp]` to requirements.txt and set
 `GRADIO_MCP_SERVER` to `true`.
 """

@@ -6,7 +6,7 @@ It shows run folders (`python app.py runs/books-kitchen`), or what space.json be
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import html
 import json
 import os
 import signal
@@ -22,15 +22,15 @@ import evidence
 from corrections import Corrections
 from distance import domain_of
 from examples import choose
-from models import Model, Unusable, fetch
-from start import gr, loaded
+from models import Model, Unusable, fetch, whole
+from start import gr
 
 HERE = Path(__file__).resolve().parent
 CHARACTERS = 10_000  # a text, at most
 WAITING = 32  # requests in the queue
 CLEANING = (600, 3600)  # seconds: how often uploads and results are deleted, and at what age
 CSS = """
-.gradio-container { max-width: 60rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 60rem !important; margin: 0 auto !important; }
 .report { max-width: 100%; height: auto; border-radius: 0.5rem; }
 .prose table { display: block; overflow-x: auto; border: 0 !important; width: 100%; }
 .prose th, .prose td { white-space: nowrap; padding: 0.35rem 0.6rem !important; }
@@ -49,13 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     mcp = arguments.mcp or os.environ.get("GRADIO_MCP_SERVER", "").lower() == "true"
     try:
-        if mcp and importlib.util.find_spec("mcp") is None:
-            raise Unusable("the MCP server needs the package mcp; run: pip install 'gradio[mcp]'.")
+        if arguments.port is not None and not 0 < arguments.port < 1 << 16:
+            raise Unusable(f"--port {arguments.port} is no port; give one from 1 to 65535, or none.")
         title, models, examples = of_runs(arguments.runs) if arguments.runs else of_space(HERE / "space.json")
         corrections = Corrections(arguments.corrections) if arguments.corrections else None
         for model in models:
             model.predict("warm up")
-        loaded()
         serve(Demo(title, models, examples, corrections).blocks(), arguments.port, mcp=mcp)
     except Unusable as error:
         print(f"error: {error}", file=sys.stderr)
@@ -71,19 +70,22 @@ def of_runs(folders: list[str]) -> tuple[str, list[Model], list[str]]:
     if len(set(names)) < len(names):
         raise Unusable("the same run is given twice; give each once.")
     models = [Model(name, path) for name, path in zip(names, paths, strict=True)]
-    return ", ".join(names), models, choose(paths[0] / "recorded.jsonl")
+    recorded = paths[0] / "recorded.jsonl"
+    with whole(recorded):
+        examples = choose(recorded)
+    return ", ".join(names), models, examples
 
 
 def of_space(file: Path) -> tuple[str, list[Model], list[str]]:
     """Return title, models and examples as space.json names them; models on the Hub are downloaded."""
-    try:
+    if not file.is_file():
+        raise Unusable("no run folder is given, and there is no space.json; run: python app.py RUN.")
+    with whole(file):
         space = json.loads(file.read_text(encoding="utf-8"))
         title, entries, examples = space["title"], space["models"], space.get("examples", [])
         places = [(entry["name"], entry.get("folder"), entry.get("repo"), entry.get("revision")) for entry in entries]
-    except FileNotFoundError as error:
-        raise Unusable("no run folder is given, and there is no space.json; run: python app.py RUN.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unusable(f"space.json can't be read ({error!r}); it needs title, models and examples.") from error
+    if not places:
+        raise Unusable(f"{file} names no model; make it again.")
     models = [Model(name, file.parent / folder if folder else fetch(repo, revision))
               for name, folder, repo, revision in places]  # fmt: skip
     return title, models, examples
@@ -108,11 +110,15 @@ def serve(blocks: gr.Blocks, port: int | None, *, mcp: bool) -> None:
             prevent_thread_lock=True,
         )
     except OSError as error:
-        where = f"port {port} is taken" if port else "no port is free"
+        if "empty port" not in str(error):
+            raise Unusable(f"the app can't be served ({error}).") from error
+        where = f"port {port} is taken, or not allowed" if port else "no port from 7860 on is free"
         raise Unusable(f"{where}; give another with --port.") from error
-    print(f"running on {blocks.local_url} (Ctrl-C ends)", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that what is scheduled for the exit is still done
     try:
+        if mcp and blocks.mcp_server_obj is None:  # gradio would serve without it and say nothing
+            raise Unusable("the MCP server needs the package mcp 1.x; run: pip install 'gradio[mcp]'.")
+        print(f"running on {blocks.local_url} (Ctrl-C ends)", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         pass
@@ -151,7 +157,8 @@ class Demo:
         found = self.models[model].predict(checked(text), domain.layer if domain else None)
         notes = [domain.words(domain.distance(found.state))] if domain else []
         if found.cut:
-            notes.append(f"The text was cut: only its first {found.tokens} tokens were read.")
+            end = "first" if self.models[model].tokenizer.truncation_side == "right" else "last"
+            notes.append(f"The text was cut: only its {end} {found.tokens} tokens were read.")
         return found.probabilities, "  \n".join(notes)
 
     def explain(self, text: str, model: str) -> tuple[list[tuple[str, float | None]], str]:
@@ -222,6 +229,8 @@ class Demo:
         """
         if not label:
             raise complaint("Choose the right label first.")
+        if label not in (labels := self.models[model].labels):
+            raise complaint(f"The model {model} has no label '{label}'; choose one of: {', '.join(labels)}.")
         assert self.corrections
         predicted = self.models[model].predict(checked(text)).label
         self.corrections.add(text=text, label=label, predicted=predicted, model=model)
@@ -235,7 +244,7 @@ class Demo:
             gr.Markdown(f"# {evidence.plain(self.title)}\n\n" + "\n\n".join(map(self._about, self.models.values())))
             with gr.Tabs():
                 with gr.Tab("Try"):
-                    text = self._try()
+                    tried = self._try()
                 with gr.Tab("Batch"):
                     self._batch()
                 with gr.Tab("Evidence"):
@@ -245,12 +254,13 @@ class Demo:
                         self._compare()
                 if self.corrections:
                     with gr.Tab("Correct it") as tab:
-                        self._correct(tab, text)
+                        self._correct(tab, tried)
         return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
 
     def _about(self, model: Model) -> str:
         name = f"**{evidence.plain(model.name)}:** " if len(self.models) > 1 else ""
-        return name + evidence.about(model.run)
+        with whole(model.folder / "run.json"):
+            return name + evidence.about(model.run)
 
     def _text(self) -> gr.Textbox:
         return gr.Textbox(label="Text", lines=4, max_lines=12, placeholder="Type or paste a text; Shift+Enter sends it")
@@ -259,7 +269,7 @@ class Demo:
         names = list(self.models)
         return gr.Radio(names, value=names[0], label="Model", visible=len(names) > 1)
 
-    def _try(self) -> gr.Textbox:
+    def _try(self) -> list[gr.Component]:
         model = self._model()
         text = self._text()
         button = gr.Button("Label it", variant="primary")
@@ -272,20 +282,23 @@ class Demo:
         starts = [(gr.on, "public", {"triggers": [button.click, text.submit]})]
         if examples:
             starts.append((examples.load_input_event.success, "private", {}))
+        inputs = [text, model]
         for start, visibility, arguments in starts:
             # what was said of an earlier text goes at once; then the label, then the weights, which take longer
             cleared = start(fn=None, js="() => [{}, '', [], '']", outputs=outputs,
                             api_visibility="private", **arguments)  # fmt: skip
-            shared: dict[str, Any] = {"inputs": [text, model], "concurrency_id": "model", "api_visibility": visibility}
-            labelled = cleared.then(self.predict, outputs=[label, usual], api_name="predict", **shared)
-            labelled.success(self.explain, outputs=[weights, summary], api_name="explain", **shared)
-        return text
+            labelled = cleared.then(self.predict, inputs, [label, usual], api_name="predict", api_visibility=visibility,
+                                    concurrency_id="model")  # fmt: skip
+            labelled.success(self.explain, inputs, [weights, summary], api_name="explain", api_visibility=visibility,
+                             concurrency_id="explain")  # fmt: skip
+        return inputs
 
     def _batch(self) -> None:
         gr.Markdown(f"Labels every row of a table: CSV or TSV in UTF-8, at most {batch.ROWS:,} rows and "
                     f"{batch.MEGABYTES} MB. "
                     "Rows and columns stay as they are; `prediction` and `confidence` are added. "
-                    "A cell that a spreadsheet would run as a formula gets a ' in front.")  # fmt: skip
+                    "A cell that a spreadsheet would run as a formula gets a ' in front; open the table with the "
+                    "separator that it came with.")  # fmt: skip
         model = self._model()
         file = gr.File(label="Table", file_types=[".csv", ".tsv"], height=140)
         column = gr.Textbox("", label="Name of the text column", placeholder="empty: found by its name", max_lines=1)
@@ -300,13 +313,15 @@ class Demo:
             run = model.run
             if len(self.models) > 1:
                 gr.Markdown(f"## {evidence.plain(model.name)}")
-            gr.Markdown(f"**{evidence.verdict(run)}**\n\n{evidence.scores([(model.name, run)])}\n\n{evidence.SCALE}")
-            gr.Markdown(f"### By label\n\n{evidence.per_class(run)}")
-            if parts := evidence.slices(run):
-                gr.Markdown(f"### By part\n\n{parts}")
-            if picture := evidence.picture(model.folder, run):
-                gr.HTML(picture)
-            gr.Markdown(f"### How it was made\n\n{evidence.circumstances(run)}")
+            with whole(model.folder / "run.json"):
+                scores = evidence.scores([(model.name, run)])
+                gr.Markdown(f"**{evidence.verdict(run)}**\n\n{scores}\n\n{evidence.SCALE}")
+                gr.Markdown(f"### By label\n\n{evidence.per_class(run)}")
+                if parts := evidence.slices(run):
+                    gr.Markdown(f"### By part\n\n{parts}")
+                if picture := evidence.picture(model.folder, run):
+                    gr.HTML(picture)
+                gr.Markdown(f"### How it was made\n\n{evidence.circumstances(run)}")
 
     def _compare(self) -> None:
         text = self._text()
@@ -317,7 +332,7 @@ class Demo:
         table = evidence.scores([(name, model.run) for name, model in self.models.items()])
         gr.Markdown(f"### Evidence\n\n{table}\n\n{evidence.SCALE}")
 
-    def _correct(self, tab: gr.Tab, tried: gr.Textbox) -> None:
+    def _correct(self, tab: gr.Tab, tried: list[gr.Component]) -> None:
         gr.Markdown("Is a label wrong? Say what is right. The text and both labels are kept for a later training.")
         model = self._model()
         text = self._text()
@@ -325,8 +340,12 @@ class Demo:
         label = gr.Radio(list(names), label="Right label")
         button = gr.Button("Save the correction", variant="primary")
         saved = gr.Markdown(elem_id="saved", label="Saved")
-        tab.select(None, [tried, text], text, js="(tried, text) => text || tried", api_visibility="private")
-        button.click(self.correct, [text, label, model], saved, api_name="correct", concurrency_id="model")
+        # what stays of an earlier text would be saved with the next one, or read as said of it
+        tab.select(None, tried, [text, model, label, saved], js="(text, model) => [text, model, null, '']",
+                   api_visibility="private")  # fmt: skip
+        text.input(None, None, saved, js="() => ''", api_visibility="private")
+        noted = button.click(self.correct, [text, label, model], saved, api_name="correct", concurrency_id="model")
+        noted.success(None, None, [text, label], js="() => ['', null]", api_visibility="private")
 
 
 def checked(text: str) -> str:
@@ -344,7 +363,8 @@ def checked(text: str) -> str:
 
 def complaint(message: str) -> gr.Error:
     """Return what tells the user, and only the user, that an input can't be taken."""
-    return gr.Error(message, title="That can't be labelled", print_exception=False)
+    text = html.escape(message[:500], quote=False)  # the page takes it as HTML, and names from users' files are in it
+    return gr.Error(text, title="That can't be taken", print_exception=False)
 
 
 if __name__ == "__main__":

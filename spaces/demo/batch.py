@@ -7,18 +7,22 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from models import Model
 
 ROWS = 100_000
 MEGABYTES = 100
-CHUNK = 512  # rows in memory
+COLUMNS = 1_000
 CELL = 100_000  # characters
+ROW = 1_000_000  # characters
+CHUNK = 512  # rows in memory, at most
+MEMORY = 500_000  # bytes of a chunk about, after which it ends; tokens take far more
 ADDED = ("prediction", "confidence")
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "body", "comment", "message", "document", "review_text",
                 "review_body", "reviewtext", "tweet")  # fmt: skip
+FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # the last four: full-width, which some spreadsheets take too
 NUMBER = re.compile(r"[-+]?(\d+([.,]\d+)*|[.,]\d+)([eE][-+]?\d+)? ?%?")
 
 
@@ -70,6 +74,8 @@ def check(file: Path, column: str = "") -> Table:
     _, header = next(lines, (0, []))
     if not any(name.strip() for name in header):
         raise Unreadable("The file is empty, or its first line is; it needs a line with column names.")
+    if len(header) > COLUMNS:
+        raise Unreadable(f"There are {len(header):,} columns; at most {COLUMNS:,} are taken: leave some out.")
     if clash := [name for name in header if name.strip().lower() in ADDED]:
         raise Unreadable(f"There is a column '{clash[0]}' already; rename it, as one of that name is added.")
     text = _text_column(header, column.strip())
@@ -94,19 +100,22 @@ def score(table: Table, model: Model, output: Path) -> Iterator[int]:
     with output.open("w", encoding=table.encoding, newline="") as stream:
         writer = csv.writer(stream, delimiter=table.delimiter)
         writer.writerow(map(harmless, [*table.header, *ADDED]))
-        for number, rows in enumerate(_chunks(table)):
+        done = 0
+        for rows in _chunks(table):
             where = [i for i, row in enumerate(rows) if row[table.text].strip()]
             answers = dict(zip(where, model.predict_many([rows[i][table.text] for i in where]), strict=True))
             for i, row in enumerate(rows):
                 label, confidence = answers.get(i, ("", None))
                 last = "" if confidence is None else f"{confidence:.6f}"
                 writer.writerow([*map(harmless, row), harmless(label), last])
-            yield number * CHUNK + len(rows)
+            done += len(rows)
+            yield done
 
 
 def harmless(cell: str) -> str:
     """Put a ' before what a spreadsheet would run as a formula; numbers stay as they are."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and not NUMBER.fullmatch(cell) else cell
+    risky = cell.startswith(("\t", "\r", "\n")) or cell.lstrip().startswith(FORMULA)
+    return f"'{cell}" if risky and not NUMBER.fullmatch(cell) else cell
 
 
 def _text_column(header: list[str], wanted: str) -> int:
@@ -128,32 +137,45 @@ def _read(file: Path, encoding: str, delimiter: str) -> Iterator[tuple[int, list
     """Give each row with the number of its last line; a blank line counts only where it is an empty text."""
     csv.field_size_limit(CELL)
     with file.open(encoding=encoding, newline="") as stream:
-        reader = csv.reader(_lines(stream), delimiter=delimiter, strict=True)
+        lines = _Lines(stream)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         single = None
         try:
             for row in reader:
+                lines.left = ROW
                 single = len(row) == 1 if single is None else single
                 if row or single:
-                    yield reader.line_num, row or [""]
+                    yield lines.number, row or [""]
         except UnicodeDecodeError as error:
             raise Unreadable("The file is not UTF-8; save it as 'CSV UTF-8' (in a spreadsheet: Save as).") from error
         except csv.Error as error:
-            raise Unreadable(f"Line {reader.line_num} can't be read as CSV ({error}).") from error
+            raise Unreadable(f"Line {lines.number} can't be read as CSV ({error}).") from error
 
 
-def _lines(stream: Iterable[str]) -> Iterator[str]:
-    for line in stream:
-        if "\0" in line:
-            raise csv.Error("it has a NUL byte, as in a damaged or binary file")
-        yield line
+class _Lines:
+    """The lines of `stream`, as long as they have no more than `left` characters together; `number` is the last's."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.left, self.number = stream, ROW, 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self.stream.readline(self.left + 1):
+            self.number += 1
+            self.left -= len(line)
+            if self.left < 0:
+                raise csv.Error(f"its row has more than {ROW:,} characters")
+            if "\0" in line:
+                raise csv.Error("it has a NUL byte, as in a damaged or binary file")
+            yield line
 
 
 def _chunks(rows: Iterable[list[str]]) -> Iterator[list[list[str]]]:
-    chunk = []
+    chunk, size = [], 0
     for row in rows:
         chunk.append(row)
-        if len(chunk) == CHUNK:
+        size += sum(50 + len(cell) for cell in row)  # 50: what an empty one takes
+        if len(chunk) == CHUNK or size > MEMORY:
             yield chunk
-            chunk = []
+            chunk, size = [], 0
     if chunk:
         yield chunk

@@ -6,6 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from evidence import plain
+from models import whole
+
+FEW = 10  # texts, of which no percentage is said
+
 
 class Domain:
     """The training texts as a model sees them, from domain.safetensors.
@@ -22,6 +27,7 @@ class Domain:
             self.mean, self.whitening, self.distances = map(content.get_tensor, ("mean", "whitening", "distances"))
         self.layer = int(facts["layer"])
         self.source = ", ".join(json.loads(facts["source"]))
+        self.held_out = int(facts["rows"])
         self.accuracy: list[dict[str, Any]] = json.loads(facts["accuracy"])
 
     def distance(self, state: Any) -> float:
@@ -29,28 +35,33 @@ class Domain:
         return float(((state - self.mean) @ self.whitening).norm())
 
     def percentile(self, distance: float) -> int:
-        """Return the share of held-out training texts, in whole per cent, that lie nearer; 101 if all do."""
-        nearer = int((self.distances < distance).sum())  # of 101 quantiles
-        return 101 if nearer == len(self.distances) else max(0, min(99, nearer - 1))
+        """Return the share of held-out training texts, in whole per cent, that lie nearer; 100 if all do."""
+        return max(0, int((self.distances < distance).sum()) - 1)  # of 101 quantiles
 
     def words(self, distance: float) -> str:
         """Say in a sentence or two how usual a text at `distance` is, and how often such texts are labelled right."""
-        share = self.percentile(distance)
-        if share > 100:
-            text = f"**Outside.** Farther from the training texts ({self.source}) than every held-out one of them"
+        share, among = self.percentile(distance), f"{self.held_out} held-out ones"
+        if share == 100:
+            name, place = "Outside", f"Farther from the training texts ({plain(self.source)}) than all of {among}"
         elif share >= 90:
-            text = f"**Unusual.** Farther from the training texts ({self.source}) than {share} % of held-out ones"
+            name, place = "Unusual", f"Farther from the training texts ({plain(self.source)}) than {share} % of {among}"
         else:
-            text = (f"**Typical.** Closer to the training texts ({self.source}) than {100 - share} % of held-out "
-                    "ones")  # fmt: skip
-        for part in self.accuracy:
-            if part["from"] <= min(share, 100) < part["to"]:
-                return (f"{text}. Of test texts about as far away, {100 * part['accuracy']:.0f} % (n = {part['n']}) "
-                        "were labelled correctly.")  # fmt: skip
-        return f"{text}."
+            name = "Typical"
+            place = f"Closer to the training texts ({plain(self.source)}) than {100 - share} % of {among}"
+        text = f"**{name}.** {place}."
+        part = next((part for part in self.accuracy if part["from"] <= share < part["to"]), {"n": 0})
+        if part["n"] < FEW:
+            return f"{text} Too few test texts are as far away (n = {part['n']}) to say how often the label is right."
+        return (f"{text} Of test texts about as far away, {100 * part['accuracy']:.0f} % (n = {part['n']}) were "
+                "labelled correctly.")  # fmt: skip
 
 
 def domain_of(folder: Path) -> Domain | None:
     """Return the training domain of the model in `folder`, None where it is not known."""
     file = folder / "domain.safetensors"
-    return Domain(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    with whole(file):
+        domain = Domain(file)
+        domain.words(domain.distance(domain.mean))  # whatever is missing is missed now
+    return domain

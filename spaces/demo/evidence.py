@@ -140,4 +140,4 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 def plain(text: str) -> str:
     """Return `text` such that neither Markdown nor HTML reads anything into it."""
-    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", html.escape(str(text)).replace("\n", " "))
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))

@@ -13,7 +13,7 @@ def choose(file: Path, count: int = COUNT) -> list[str]:
     """Return up to `count` texts of a recorded.jsonl, short ones first choice, the labels in turn."""
     if not file.is_file():
         return []
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     short = [row for row in rows if LENGTH[0] <= len(row["text"]) <= LENGTH[1]]
     groups: dict[str, list[str]] = {}
     for row in short if len(short) >= count else rows:

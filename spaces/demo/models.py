@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,20 @@ class Unusable(Exception):
     """What was given can't be shown; the message is one line that says why and what to do."""
 
 
+@contextlib.contextmanager
+def whole(file: Path) -> Iterator[None]:
+    """Say of what fails inside that `file` is damaged.
+
+    Raises:
+        Unusable: in place of any other exception: each library has its own for what it can't read.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:150]
+        raise Unusable(f"{file} can't be read ({type(error).__name__}: {reason}); make it again.") from error
+
+
 @dataclass
 class Prediction:
     """One labelled text.
@@ -24,8 +38,8 @@ class Prediction:
     Attributes:
         probabilities: label -> probability, most likely first.
         state: (hidden,) mean over the text's tokens of the layer asked for, or None.
-        tokens: how many were read.
-        cut: whether the text was longer.
+        tokens: how many of the text were read.
+        cut: whether it has more.
     """
 
     probabilities: dict[str, float]
@@ -71,7 +85,6 @@ class Model:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         self.net.to(device).requires_grad_(False)
         self.labels = [self.net.config.id2label[i] for i in range(self.net.config.num_labels)]
-        self.lock = threading.Lock()  # an explanation hooks into the network: nothing else may run in it then
 
     def encode(self, text: str) -> tuple[Any, bool]:
         """Return the tokenizer's encoding of `text` (lists), cut where the model ends; and whether it was cut."""
@@ -87,12 +100,12 @@ class Model:
 
         encoding, cut = self.encode(text)
         inputs = self.tensors({name: [encoding[name]] for name in self.tokenizer.model_input_names if name in encoding})
-        with self.lock, torch.inference_mode():
+        with torch.inference_mode():
             out = self.net(**inputs, output_hidden_states=layer is not None)
         state = None if layer is None else out.hidden_states[layer][0].float().mean(dim=0).cpu()
         values = out.logits[0].float().softmax(dim=-1).tolist()
         ranked = dict(sorted(zip(self.labels, values, strict=True), key=lambda pair: -pair[1]))
-        return Prediction(ranked, state, len(encoding["input_ids"]), cut)
+        return Prediction(ranked, state, encoding["special_tokens_mask"].count(0), cut)
 
     def predict_many(self, texts: list[str]) -> list[tuple[str, float]]:
         """Return label and probability of each text, in their order; texts of similar length run together."""
@@ -104,7 +117,7 @@ class Model:
         for begin in range(0, len(order), BATCH):
             rows = order[begin : begin + BATCH]
             inputs = self.tensors(self.tokenizer.pad({name: [encoded[name][i] for i in rows] for name in encoded}))
-            with self.lock, torch.inference_mode(), torch.autocast(**self._precision):
+            with torch.inference_mode():
                 logits = self.net(**inputs).logits.float()
             best = logits.softmax(dim=-1).max(dim=-1)
             for i, label, confidence in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
@@ -117,18 +130,6 @@ class Model:
 
         return {name: torch.tensor(values, device=self.net.device) for name, values in batch.items()}
 
-    @cached_property
-    def _precision(self) -> dict[str, Any]:
-        """bfloat16 only where the hardware multiplies it natively: elsewhere it is slower than float32."""
-        import torch
-
-        kind = self.net.device.type
-        if kind == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = kind == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-        return {"device_type": kind, "dtype": torch.bfloat16, "enabled": native and self.run["precision"] != "fp32"}
-
 
 def fetch(repo: str, revision: str | None) -> Path:
     """Return the folder of a model on the Hub at `revision`, downloaded where it is not cached.
@@ -139,7 +140,7 @@ def fetch(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES), ignore_patterns="adapter/*"))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES), ignore_patterns="*/*"))
     except Exception as error:  # of huggingface_hub, httpx or the file system
         reason = str(error).strip().split("\n")[0][:150]
         raise Unusable(f"the model {repo} can't be fetched from the Hub ({type(error).__name__}: {reason}).") from error

@@ -6,14 +6,13 @@ passes over classes without a source file, so for that moment its components hav
 
 from __future__ import annotations
 
-import gc
 import inspect
 import os
 from typing import Any
 from unittest import mock
 
-gc.disable()  # what is loaded stays; to look for garbage among it again and again takes a fifth of the time
-os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="true")
+os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # no process is forked here, which it would warn of
 _getfile = inspect.getfile
 
 
@@ -26,10 +25,4 @@ def _no_components(thing: Any) -> str:
 with mock.patch("inspect.getfile", _no_components):
     import gradio as gr
 
-__all__ = ["gr", "loaded"]
-
-
-def loaded() -> None:
-    """Call when all is loaded: from now on garbage is collected, among what is new."""
-    gc.freeze()
-    gc.enable()
+__all__ = ["gr"]
