@@ -6,6 +6,7 @@ passes over classes without a source file, so for that moment its components hav
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from typing import Any
@@ -13,6 +14,7 @@ from unittest import mock
 
 os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # no process is forked here, which it would warn of
+gc.set_threshold(100_000, 50, 100)  # what is loaded stays: looking through it again and again takes a second
 _getfile = inspect.getfile
 
 
