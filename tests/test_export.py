@@ -162,7 +162,7 @@ def test_other_logits_than_recorded_are_refused_and_the_old_export_stays(run):
     assert (run / "onnx" / "model.onnx").read_bytes() == before
     assert sorted(path.name for path in run.glob("onnx*")) == ["onnx"]
     (run / "recorded.jsonl").unlink()
-    with pytest.raises(UserError, match="missing or damaged"):
+    with pytest.raises(UserError, match="without it the model can.t be checked"):
         export_run(run, quiet=True)
 
 
@@ -318,7 +318,7 @@ def test_the_onnx_engine_loads_no_torch_and_says_when_there_is_no_export(runs, r
 def test_the_frozen_method_of_the_real_encoder(recipe, tmp_path):
     run = recipe(["--source", str(conftest.CORPUS / "hotels.labeled.jsonl"), "--target",
                   str(conftest.CORPUS / "gadgets.labeled.jsonl"), "--method", "frozen", "--output_dir",
-                  str(tmp_path / "run"), "--quiet"])  # fmt: skip
+                  str(tmp_path / "run"), "--quiet", "--frozen_layer", "3", "--max_rows", "100"])  # fmt: skip
     export_run(run.folder, quiet=True)
     facts = read_json(run.folder / "onnx" / "export.json")
     assert facts["parity"]["rows"] == 64
@@ -326,5 +326,5 @@ def test_the_frozen_method_of_the_real_encoder(recipe, tmp_path):
     assert sorted(facts["inputs"]) == ["attention_mask", "input_ids", "token_type_ids"]
     export_run(run.folder, quantize="int8", force=True, quiet=True)
     accuracy = read_json(run.folder / "onnx" / "export.json")["accuracy"]
-    assert accuracy["rows"] == 200
+    assert accuracy["rows"] == 100
     assert abs(accuracy["int8"] - accuracy["float32"]) <= 0.05
