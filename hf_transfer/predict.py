@@ -90,7 +90,7 @@ def predict_rows(
     note = f" ({empty} without text left unlabelled)" if empty else ""
     note += f" ({done} rows were scored before)" if done else ""
     speed = f"{seconds:.1f} s ({(len(dataset) - done) / seconds:.0f} rows/s)"
-    return f"{len(dataset)} rows{note}, text from column '{text}', written to {output} in {speed}"
+    return f"{len(dataset)} rows{note}, text from column '{text}', written to {output} in {speed}, by {engine}"
 
 
 def _scores_file(output: Path, run: Run, engine: str, dataset: Dataset, text: str) -> Path:

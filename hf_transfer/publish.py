@@ -194,7 +194,8 @@ def _stage(run: Run, folder: Path, base: Base, *, adapter_only: bool) -> list[st
     if base.revision:
         return [f"base model {base.name} is on the Hub at {base.revision[:8]}"]
     left = ", its adapter is left out" if (run.folder / "adapter").is_dir() else ""
-    return [f"base model {base.name} is not to be had on the Hub ({base.reason}): the merged model is sent{left}"]
+    return [f"base model {base.name} could not be confirmed on the Hub ({base.reason.rstrip('.')}): the merged model "
+            f"is sent{left}"]  # fmt: skip
 
 
 def _copy(source: Path, folder: Path, kinds: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.errors import UserError
+from hf_transfer.errors import UserError, listed
 
 FILE = "run.json"
 FORMAT = 2  # of run.json; raised when what readers rely on is new in it
@@ -79,7 +79,9 @@ def load_run(folder: str | Path) -> Run:
     file = folder / FILE
     if not file.is_file() or folder.name.endswith(".partial"):
         more = " (unfinished: it ends in .partial)" if folder.with_name(folder.name + ".partial").is_dir() else ""
-        raise UserError(f"{folder} holds no finished run{more}: {FILE} is missing. Give the --output_dir of a run.")
+        within = [str(below.parent) for below in sorted(folder.glob(f"*/{FILE}"))]
+        give = f"Give one of the runs in it: {listed(within)}." if within else "Give the --output_dir of a run."
+        raise UserError(f"{folder} holds no finished run{more}: {FILE} is missing. {give}")
     try:
         run = Run(folder=folder, **json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:

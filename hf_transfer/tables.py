@@ -177,7 +177,7 @@ def _load_files(spec: str, files: list[Path]) -> Dataset:
     kind = _format(files[0])
     options: dict[str, Any] = {}
     if kind == "csv":
-        options = {"sep": "\t" if _suffix(files[0]) == ".tsv" else ",", "keep_default_na": False, "na_values": [""]}
+        options = {"sep": _separator(files[0]), "keep_default_na": False, "na_values": [""]}
     level = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(logging.CRITICAL)  # a failure is told once, below
     try:
@@ -195,6 +195,15 @@ def _load_files(spec: str, files: list[Path]) -> Dataset:
         raise UserError(f"{spec} can't be read as {kind}: {_line(cause)} Check its rows and quoting.") from error
     finally:
         datasets.logging.set_verbosity(level)
+
+
+def _separator(file: Path) -> str:
+    """Return what stands between the fields of a csv or tsv file: spreadsheets save csv with `;` or tabs too."""
+    if _suffix(file) == ".tsv":
+        return "\t"
+    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as stream:
+        header = stream.readline()
+    return max(",;\t", key=header.count)
 
 
 def _csv_columns(file: Path, separator: str) -> list[str]:

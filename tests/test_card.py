@@ -200,8 +200,8 @@ def test_the_opening_and_the_circumstances(source_only, few_shot):
         "Seconds: " + ", ".join(f"{stage} {n:.1f}" for stage, n in source_only.seconds.items()),
     ):
         assert fact in facts
-    assert any(fact.startswith("Base model: tiny-base, these weights were not found on the Hub, model") for fact in
-               bullets(card(source_only), "How to make it again"))  # fmt: skip
+    unknown = "Base model: tiny-base, no commit on the Hub was confirmed to hold these weights, model"
+    assert any(fact.startswith(unknown) for fact in bullets(card(source_only), "How to make it again"))
 
 
 def test_without_a_target(source_only):
@@ -390,9 +390,10 @@ def test_the_adapter_names_its_base(adapters):
     block = code_blocks(text)[1]
     assert block.count(f'revision="{COMMIT}"') == 2
     assert f'"{HUB.name}"' in block
-    assert "not found on the Hub" not in text
-    assert "These base weights were not found on the Hub: base must be a folder that holds them." in text_of(
-        card(run, has_adapter=True)
+    assert "was confirmed to hold" not in text
+    assert (
+        "No commit on the Hub was confirmed to hold these base weights: base must be a folder that holds them."
+        in text_of(card(run, has_adapter=True))
     )
     assert not any("Peft" in block for block in code_blocks(card(run, HUB)))
 

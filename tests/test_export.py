@@ -162,7 +162,7 @@ def test_other_logits_than_recorded_are_refused_and_the_old_export_stays(run):
     assert (run / "onnx" / "model.onnx").read_bytes() == before
     assert sorted(path.name for path in run.glob("onnx*")) == ["onnx"]
     (run / "recorded.jsonl").unlink()
-    with pytest.raises(UserError, match="without it the model can.t be checked"):
+    with pytest.raises(UserError, match=r"without it the model can.t be checked"):
         export_run(run, quiet=True)
 
 

@@ -168,6 +168,13 @@ def test_no_run_and_damaged_runs_are_named(tmp_path):
 # the comparison
 
 
+def test_runs_in_a_folder_are_found(three, tmp_path):
+    above = three[0].folder.parent
+    assert write_report([str(above)])[0] == write_report(folders(three))[0]
+    with pytest.raises(UserError, match=r"run\.json is missing\. Give one of the runs in it: "):
+        load_run(above)
+
+
 def test_report_is_written(three, tmp_path):
     text, files = write_report(folders(three))
     assert files == [tmp_path / "runs" / f"report.{kind}" for kind in ("md", "json", "png")]

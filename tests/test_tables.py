@@ -65,6 +65,14 @@ def labels_of(tmp_path, values, name="t.jsonl", **options):
     return list(read_table(str(write(tmp_path / name, rows)), **options).rows["label"])
 
 
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_as_spreadsheets_save_it(tmp_path, suffix, separator):
+    data = pd.DataFrame(ROWS).to_csv(index=False, sep=separator).encode()
+    (tmp_path / f"books.{suffix}").write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    assert pairs(read_table(str(tmp_path / f"books.{suffix}"))) == list(zip(TEXTS, LABELS, strict=True))
+
+
 @pytest.mark.parametrize("suffix", [*PLAIN, *(f"{kind}.gz" for kind in ZIPPED)])
 def test_every_format_gives_the_same_rows(tmp_path, suffix):
     table = read_table(str(write(tmp_path / f"books.{suffix}", ROWS)))
