@@ -183,7 +183,11 @@ def write_report(folders: list[str], output_dir: str | None = None) -> tuple[str
         UserError: none of the folders is a finished run, or `output_dir` can't be written.
     """
     below = [str(file.parent) for folder in folders for file in sorted(Path(folder).glob(f"*/{FILE}"))]
-    found = [name for name in dict.fromkeys((*folders, *below)) if (Path(name) / FILE).is_file() and not name.endswith(".partial")]
+    found = [
+        name
+        for name in dict.fromkeys((*folders, *below))
+        if (Path(name) / FILE).is_file() and not name.endswith(".partial")
+    ]
     if not found:
         raise UserError(
             f"no finished run among {', '.join(folders[:4]) or 'nothing'}; give folders that hold a {FILE}."
