@@ -68,6 +68,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
             "pools": pooling.room_for(model.config, classes),
             "class_weights": setup.class_weights,
             "seed": setup.seed,
+            "dtype": _fast(setup),
         }
         everything = np.arange(len(labels))
         if len(setup.validation):
@@ -141,12 +142,19 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
                 weight_decay=WEIGHT_DECAYS[-1],
                 class_weights=setup.class_weights,
                 seed=setup.seed,
+                dtype=_fast(setup),
                 steps=60,
             )
             logits = pooling.pool_logits(head, states, tested)
             right.append(logits.argmax(1) == labels[picked][order[np.sort(tested)]])
         accuracy[str(layer + 1)] = round(float(np.concatenate(right).mean()), 4)
     return int(max(accuracy, key=lambda name: accuracy[name])), accuracy
+
+
+def _fast(setup: Setup) -> Any:
+    import torch
+
+    return torch.float32 if setup.precision == "fp32" else torch.bfloat16
 
 
 def _cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
