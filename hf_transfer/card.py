@@ -18,7 +18,7 @@ from hf_transfer.report import test_set, verdict
 from hf_transfer.results import Run, longest_text
 
 if TYPE_CHECKING:
-    from hf_transfer.hub import Base
+    from hf_transfer.base import Base
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 CONTROLS = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,16 @@ class TokenStates:
     lengths: np.ndarray
     order: np.ndarray
 
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Where each row begins in `values`, in that order, and where the last one ends."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """The position in `order` of each input row."""
+        return np.argsort(self.order)
+
     def batches(self, rows: np.ndarray, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
         """Yield padded states (batch, tokens, hidden), their mask and the input rows, in groups of similar length.
 
@@ -50,12 +61,11 @@ class TokenStates:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        starts = np.concatenate([[0], np.cumsum(self.lengths)])
         rows = np.sort(rows)
         for begin in range(0, len(rows), size):
             chosen = rows[begin : begin + size]
             lengths = torch.from_numpy(self.lengths[chosen])
-            states = pad_sequence([self.values[starts[i] : starts[i + 1]] for i in chosen], batch_first=True)
+            states = pad_sequence([self.values[self.starts[i] : self.starts[i + 1]] for i in chosen], batch_first=True)
             mask = torch.arange(states.shape[1])[None, :] < lengths[:, None]
             yield states, mask, self.order[chosen]
 
@@ -165,9 +175,6 @@ def token_states(
     dtype = dtype or torch.bfloat16
     lengths = np.array(encoded["length"][:])
     order = np.argsort(-lengths, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(lengths[order])])
-    place = np.empty(len(order), dtype=np.int64)  # of a row in `order`
-    place[order] = np.arange(len(order))
     hidden, total = trunk.config.hidden_size, int(lengths.sum())
     key = cache_key("tokens", weights_key(trunk), rows_key(encoded), str(trunk.dtype), str(dtype))
     file = cache_folder() / f"states-{key}.bin"
@@ -183,11 +190,12 @@ def token_states(
     meet()  # nobody may finish the file before all have looked for it
     if missing:
         values = torch.from_file(str(part), shared=True, size=total * hidden, dtype=dtype).view(total, hidden)
+        written = TokenStates(values, lengths[order], order)
         for rows, mask, states in run_trunk(trunk, encoded, collator, progress, share):
-            begin = starts[place[rows[0]]]
+            begin = written.starts[written.place[rows[0]]]
             flat = states[-1][mask]
             values[begin : begin + len(flat)] = flat.to(dtype).cpu()
-        del values
+        del values, written
     elif progress is not None:
         progress.update(len(encoded))
     meet()

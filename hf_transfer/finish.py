@@ -180,8 +180,9 @@ def finish(
             logs.rename(partial / "runs")
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         run.save(partial)
-        for file in partial.rglob("*"):  # some libraries write files that only their owner may read
-            file.chmod(0o755 if file.is_dir() else 0o644)
+        mode = (partial / "config.json").stat().st_mode
+        for file in partial.rglob("*.safetensors"):  # which that library writes for the owner alone
+            file.chmod(mode)
         if run.folder.is_dir():
             run.folder.rmdir()
         partial.rename(run.folder)

@@ -1,4 +1,4 @@
-"""Talk with the Hub: who asks, where a base model is, and one commit that is checked afterwards."""
+"""Talk with the Hub: who asks, what is there, and one commit that is checked afterwards."""
 
 from __future__ import annotations
 
@@ -17,32 +17,10 @@ from hf_transfer.results import FILE
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-    from hf_transfer.results import Run
-
 CARD = "README.md"
 BORN_WITH = (".gitattributes", CARD)  # what a repository made on the Hub's site holds from the start
 OURS = {"model": (FILE, {"format", "method", "label_names"}), "space": ("space.json", {"models"})}  # what only we write
 BRANCH = re.compile(r"(?!refs/)(?!.*(?:\.\.|//|/\.|\.lock(?:/|$)))\w[\w./+-]*(?<![./])")
-COMMIT = re.compile("[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class Base:
-    """Where the pretrained weights can be had.
-
-    Attributes:
-        name: Hub id, or the bare folder name of a local model.
-        revision: 40-hex commit on the Hub; None when it isn't to be had there.
-        license: as its card on the Hub says.
-        folder: a folder here that holds the same weights, or None.
-        reason: why there is no revision.
-    """
-
-    name: str
-    revision: str | None = None
-    license: str | None = None
-    folder: str | None = None
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,59 +98,6 @@ def check_account(repo_id: str, *, create_pr: bool = False) -> HfApi:
         raise UserError(f"{repo_id}: your token is of {account['name']}, who can't write there; publish to "
                         f"{listed(own)}, or propose it with --create_pr.")  # fmt: skip
     return api
-
-
-def find_base(run: Run, *, offline: bool = False) -> Base:
-    """Return where the base model of `run` is to be had: a commit on the Hub with the very weights that were trained.
-
-    Args:
-        run: whose model, revision and weights' SHA-256 are looked for.
-        offline: a Hub that can't be reached is no error but the reason why there is no revision.
-
-    Raises:
-        UserError: the Hub can't be asked.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    from hf_transfer.models import DEFAULT_ID, default_model
-
-    local = default_model() if run.model == DEFAULT_ID and run.weights_sha256 else run.model
-    folder = local if Path(local).expanduser().is_dir() else None
-    if folder == run.model or run.model.startswith(("/", ".", "~")) or run.model.count("/") > 1:
-        return Base(Path(run.model).name, folder=folder, reason="it is a folder of this machine")
-    if not run.weights_sha256 and not COMMIT.fullmatch(run.model_revision):
-        return Base(run.model, reason="its commit was not known when it was trained")
-    try:
-        with hub_errors(f"base model {run.model}", RepositoryNotFoundError, RevisionNotFoundError):
-            info = HfApi().model_info(run.model, revision=run.model_revision, files_metadata=True)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return Base(run.model, folder=folder, reason=f"the Hub has no {run.model} at {run.model_revision}")
-    except UserError as error:
-        if not offline:
-            raise
-        return Base(run.model, folder=folder, reason=str(error))
-    license = getattr(info.card_data, "license", None)
-    there = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
-    if any(there.get(name) != sha for name, sha in run.weights_sha256.items()):
-        return Base(run.model, license=license, folder=folder, reason="the Hub holds other weights of that name")
-    return Base(run.model, revision=info.sha, license=license, folder=folder)
-
-
-def fetch_base(base: Base) -> str:
-    """Return a folder with the base model's weights, from the Hub's cache or the Hub itself if it isn't here.
-
-    Raises:
-        UserError: the Hub can't be asked.
-    """
-    from huggingface_hub import snapshot_download
-
-    if base.folder:
-        return base.folder
-    with hub_errors(f"base model {base.name}"):
-        return snapshot_download(
-            base.name, revision=base.revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]
-        )
 
 
 def check_place(

@@ -100,7 +100,11 @@ def _scores_file(output: Path, run: Run, engine: str, dataset: Dataset, text: st
     """
     import hashlib
 
-    digest = hashlib.blake2b(json.dumps([run.created, engine, run.label_names, len(dataset)]).encode(), digest_size=8)
+    from hf_transfer.onnx_engine import FOLDER
+
+    weights = sorted((run.folder / FOLDER if engine == "onnx" else run.folder).glob("model*"))
+    model = [run.created, engine, *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights)]
+    digest = hashlib.blake2b(json.dumps([model, len(dataset)]).encode(), digest_size=8)
     for column in dataset.select_columns(text).with_format("arrow").iter(CHUNK):
         digest.update(json.dumps(column[text].to_pylist(), default=str).encode())
     found = output.with_name(f".{output.name}.{digest.hexdigest()}.scores")

@@ -10,19 +10,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_transfer.base import Base, fetch_base, find_base
 from hf_transfer.card import render_card
 from hf_transfer.errors import UserError
 from hf_transfer.hub import (
     CARD,
-    Base,
     Pushed,
     check_account,
     check_card,
     check_place,
     check_repo_id,
     check_revision,
-    fetch_base,
-    find_base,
     push,
     seal,
 )

@@ -201,7 +201,7 @@ def _separator(file: Path) -> str:
     """Return what stands between the fields of a csv or tsv file: spreadsheets save csv with `;` or tabs too."""
     if _suffix(file) == ".tsv":
         return "\t"
-    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as stream:
+    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
         header = stream.readline()
     return max(",;\t", key=header.count)
 

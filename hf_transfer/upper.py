@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -19,6 +18,8 @@ from hf_transfer.features import TokenStates, cut, fits_on_disk, frozen_copy, to
 from hf_transfer.models import layers
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hf_transfer.methods import Setup
 
 # embeddings, then layers, which pass on hidden states and nothing else
@@ -50,15 +51,14 @@ class StatesCollator:
     """
 
     def __init__(self, states: TokenStates, dtype: torch.dtype) -> None:
-        self.values, self.lengths, self.dtype = states.values, states.lengths, dtype
-        self.starts = np.concatenate([[0], np.cumsum(states.lengths)])
-        self.place = np.empty(len(states.order), dtype=np.int64)
-        self.place[states.order] = np.arange(len(states.order))
+        self.states, self.dtype = states, dtype
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return padded `inputs_embeds` (batch, tokens, hidden), `attention_mask` and `labels`."""
-        at = [self.place[row["row"]] for row in rows]
-        states = [self.values[self.starts[i] : self.starts[i + 1]] for i in at]
+        starts = self.states.starts
+        states = [
+            self.states.values[starts[i] : starts[i + 1]] for i in (self.states.place[row["row"]] for row in rows)
+        ]
         lengths = torch.tensor([len(one) for one in states])
         padded = pad_sequence(states, batch_first=True).to(self.dtype)
         batch = {"inputs_embeds": padded, "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long()}
@@ -104,16 +104,14 @@ def train_above(setup: Setup, depth: int) -> tuple[Setup, Callable[[], None]] | 
             stack[i] = layer
         del model.main_input_name
 
-    def with_row(part: Any, first: int) -> Any:
-        needed = [name for name in ("labels", "length") if name in part.column_names]
-        return (
-            part.select_columns(needed).add_column("row", list(range(first, first + len(part)))) if len(part) else part
-        )
+    def with_row(part: Dataset, first: int) -> Dataset:
+        return part.select_columns(["labels", "length"]).add_column("row", range(first, first + len(part)))
 
+    count = len(setup.train)
     inputs = replace(
         setup,
         train=with_row(setup.train, 0),
-        validation=with_row(setup.validation, len(setup.train)),
+        validation=with_row(setup.validation, count) if len(setup.validation) else setup.validation,
         collator=StatesCollator(states, model.dtype),
     )
     return inputs, whole

@@ -14,9 +14,11 @@ listings and multi-part uploads. A request that it can't answer gets status 400 
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import hashlib
 import inspect
+import io
 import json
 import os
 import re
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +46,33 @@ FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_OFFLINE", "http_proxy", "https_proxy"
 
 
 # What is stored
+
+
+def outcome(job: Callable[[], Any]) -> tuple[object, str, list[str]]:
+    """Run `job` in this process: its exit code (1 for an exception), what it printed, and its lines on stderr.
+
+    Both are taken at their descriptors: libraries keep a sys.stderr of their own.
+    """
+    code: object = 0
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+        usual = {number: os.dup(number) for number in (1, 2)}
+        os.dup2(printed.fileno(), 1)
+        os.dup2(errors.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                job()
+        except SystemExit as stop:
+            code = stop.code
+        except Exception:
+            traceback.print_exc()
+            code = 1
+        sys.stderr.flush()
+        for number, descriptor in usual.items():
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        printed.seek(0)
+        errors.seek(0)
+        return code, said.getvalue() + printed.read(), errors.read().splitlines()
 
 
 @dataclass(frozen=True)

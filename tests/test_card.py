@@ -15,9 +15,9 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from hf_transfer.base import Base
 from hf_transfer.card import evidence_rows, limits, one_line, render_card
 from hf_transfer.errors import UserError
-from hf_transfer.hub import Base
 from hf_transfer.report import verdict
 from hf_transfer.results import longest_text
 

@@ -9,11 +9,10 @@ import runpy
 import shutil
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import pytest
-from loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub, outcome
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "finetune.py"
 CARD = b"""---
@@ -40,22 +39,7 @@ def attempt(flags: dict[str, str], token: str | None) -> dict:
     os.environ.update({"HF_TOKEN": token} if token else {})
     common = {"--max_length": "64", "--num_train_epochs": "1", "--output_dir": "out", "--quiet": "true"}
     sys.argv = [str(RECIPE), *(word for pair in (flags | common).items() for word in pair)]
-    code: object = 0
-    with tempfile.TemporaryFile("w+") as errors:
-        usual = os.dup(2)
-        os.dup2(errors.fileno(), 2)  # whoever writes there: libraries keep their own sys.stderr
-        try:
-            runpy.run_path(str(RECIPE), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        except Exception:
-            traceback.print_exc()
-            code = 1
-        sys.stderr.flush()
-        os.dup2(usual, 2)
-        os.close(usual)
-        errors.seek(0)
-        lines = errors.read().splitlines()
+    code, _, lines = outcome(lambda: runpy.run_path(str(RECIPE), run_name="__main__"))
     read = {name: json.loads(Path("out", name).read_text()) for name in ("run.json", "config.json") if not code}
     written = sorted(os.listdir())  # noqa: PTH208
     shutil.rmtree("out", ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import conftest
 import numpy as np
@@ -36,6 +37,10 @@ READ = {".csv": lambda file: pd.read_csv(file, dtype=KEYS),
         ".tsv": lambda file: pd.read_csv(file, sep="\t", dtype=KEYS),
         ".parquet": lambda file: pd.read_parquet(file, dtype_backend="pyarrow"),
         ".jsonl": lambda file: pd.DataFrame(map(json.loads, file.read_text().splitlines()), dtype=object)}  # fmt: skip
+
+
+def test_who_may_read_the_run_may_read_its_weights(run):
+    assert len({file.stat().st_mode for file in run.folder.iterdir() if file.is_file()}) == 1
 
 
 @pytest.mark.parametrize("suffix", sorted(READ))
@@ -104,6 +109,14 @@ def test_the_same_command_goes_on_after_a_kill(run, fresh, tmp_path, monkeypatch
     predict_rows(str(run.folder), str(fresh), str(whole), quiet=True)
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["fresh.jsonl", "scored.csv", "whole.csv"]
+
+
+def test_scores_of_other_weights_are_not_gone_on_with(run, fresh, tmp_path, monkeypatch):
+    output = tmp_path / "scored.csv"
+    interrupted(run, fresh, output, monkeypatch)
+    weights = run.folder / "model.safetensors"
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    assert "scored before" not in predict_rows(str(run.folder), str(fresh), str(output), quiet=True)
 
 
 def test_scores_of_other_texts_are_not_gone_on_with(run, fresh, tmp_path, monkeypatch):
