@@ -74,6 +74,7 @@ def load_data(args: DataArguments, seed: int) -> Domains:
     """
     problems: list[str] = []
     notes: list[str] = []
+    texts: list[Dataset] = []
     columns = {"text_column": args.text_column, "label_column": args.label_column, "max_rows": args.max_rows}
 
     def read(spec: str, **options: Any) -> Table | None:
@@ -83,7 +84,10 @@ def load_data(args: DataArguments, seed: int) -> Domains:
             problems.extend(str(error).splitlines())
             return None
         notes.extend(f"{table.name}: {note}" for note in table.notes)
-        return table
+        # where a row's text is among the texts of all tables
+        rows = table.rows.assign(at=table.rows["row"] + sum(map(len, texts)))
+        texts.append(table.texts)
+        return replace(table, rows=rows)
 
     sources: dict[str, pd.DataFrame] = {}
     for spec in args.source:
@@ -114,11 +118,7 @@ def load_data(args: DataArguments, seed: int) -> Domains:
         raise DataError(problems)
 
     source = pd.concat([rows.assign(domain=name) for name, rows in sources.items()], ignore_index=True)
-    source["key"] = [normalise(text) for text in source["text"]]
-    if target is None:
-        target = source.iloc[:0].copy()
-    else:
-        target = target.assign(domain=target_name, key=[normalise(text) for text in target["text"]])
+    target = source.iloc[:0].copy() if target is None else target.assign(domain=target_name)
 
     source["split"] = _split(source, args.validation_fraction, args.test_fraction, seed)
     target["split"] = _split_target(target, target_name, args, seed, problems)
@@ -154,13 +154,10 @@ def load_data(args: DataArguments, seed: int) -> Domains:
     absent = sorted(set(label_names) - set(target["label"])) if len(target) else []
     if absent:
         notes.append(f"target has no rows labelled {', '.join(absent)}")
-    if unlabeled is not None:
-        seen = sum(normalise(text) in test_keys for text in unlabeled.rows["text"])
-        if seen:
-            notes.append(f"{seen} of {len(unlabeled.rows)} unlabelled texts are also target test rows")
+    if unlabeled is not None and (seen := int(unlabeled.rows["key"].isin(test_keys).sum())):
+        notes.append(f"{seen} of {len(unlabeled.rows)} unlabelled texts are also target test rows")
 
-    index = {name: i for i, name in enumerate(label_names)}
-    labelled = labelled.assign(label=[index[label] for label in labelled["label"]])
+    labelled = labelled.assign(label=labelled["label"].map({name: i for i, name in enumerate(label_names)}))
     parts = {
         "train": labelled["split"] == "train",
         "validation": labelled["split"] == "validation",
@@ -176,37 +173,29 @@ def load_data(args: DataArguments, seed: int) -> Domains:
             for name, frame in frames.items()
         },
         "domains": {name: int(n) for name, n in labelled["domain"].value_counts().items()},
-        "mean_words": {
-            name: round(float(frame["text"].str.split().str.len().mean()), 1)
-            for name, frame in frames.items()
-            if len(frame)
-        },
+        "mean_words": {name: round(float(frame["words"].mean()), 1) for name, frame in frames.items() if len(frame)},
         "duplicates": duplicates,
         "conflicting_labels": conflicts,
         "leaks_removed": int(leaks.sum()),
         "unlabeled_rows": len(unlabeled.rows) if unlabeled is not None else 0,
         "fingerprint": fingerprint(labelled),
     }
+    everything = _with_columns(texts, labelled, ["label", "domain", "row"])
     return Domains(
         label_names=label_names,
-        unlabeled=_dataset(unlabeled.rows[["text", "row"]]) if unlabeled is not None else None,
+        unlabeled=_with_columns(texts, unlabeled.rows, ["row"]).select(unlabeled.rows["at"])
+        if unlabeled is not None
+        else None,
         facts=facts,
         notes=notes,
-        **{name: _dataset(frame[["text", "label", "domain", "row"]]) for name, frame in frames.items()},
+        **{name: everything.select(frame["at"]) for name, frame in frames.items()},
     )
-
-
-def normalise(text: str) -> str:
-    """Return the text as compared between rows: letters and digits only, case folded."""
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text.strip()
 
 
 def fingerprint(rows: pd.DataFrame) -> str:
     """Return a SHA-256 over every row's split, domain, label and text, independent of their order."""
-    lines = sorted(
-        "\t".join(map(str, row)) for row in rows[["split", "domain", "label", "text"]].itertuples(index=False)
-    )
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    lines = pd.util.hash_pandas_object(rows[["split", "domain", "label", "content"]], index=False)
+    return hashlib.sha256(np.sort(lines.to_numpy()).tobytes()).hexdigest()
 
 
 def summary(domains: Domains, truncation: dict[str, float]) -> str:
@@ -229,17 +218,23 @@ def summary(domains: Domains, truncation: dict[str, float]) -> str:
     return "\n".join(lines + [f"note: {note}" for note in domains.notes])
 
 
-def _dataset(frame: pd.DataFrame) -> Dataset:
-    from datasets import Dataset
+def _with_columns(texts: list[Dataset], rows: pd.DataFrame, columns: list[str]) -> Dataset:
+    """Return all texts, as they lie on disk, beside `columns` of those rows that `rows` has."""
+    from datasets import concatenate_datasets
 
-    return Dataset.from_pandas(frame, preserve_index=False)
+    everything = concatenate_datasets(texts)
+    placed = rows.set_index("at")
+    for name in columns:
+        column = placed[name].reindex(range(len(everything)), fill_value="" if name == "domain" else -1)
+        everything = everything.add_column(name, column.to_numpy())
+    return everything
 
 
 def _align(
     sources: dict[str, pd.DataFrame], target: pd.DataFrame | None, target_name: str, problems: list[str]
 ) -> list[str]:
     """Return the label names, in a stable order: whole numbers by value, other names by alphabet."""
-    names = {label for rows in sources.values() for label in rows["label"]}
+    names = {label for rows in sources.values() for label in rows["label"].unique()}
     if len(names) < 2:
         problems.append(
             f"the source has one class only ({listed(names) or 'none'}); at least 2 are needed, check --label_column."
@@ -279,13 +274,13 @@ def _split(rows: pd.DataFrame, validation: float, test: float, seed: int) -> pd.
 def _assign(rows: pd.DataFrame, assign: Callable[[np.ndarray], list[str]], seed: int) -> pd.Series:
     """Shuffle the distinct texts of each label and give them the names that `assign` lists."""
     first = rows.sort_values(["key", "label"]).drop_duplicates("key").set_index("key")["label"]
-    where: dict[str, str] = {}
     rng = np.random.default_rng(seed)
+    where = []
     for label in sorted(first.unique()):
-        keys = np.array(sorted(first.index[first == label]), dtype=object)
+        keys = first.index[first == label].to_numpy(copy=True)  # in order, whatever that of the rows
         rng.shuffle(keys)
-        where.update(zip(keys, assign(keys), strict=True))
-    return rows["key"].map(where).rename("split")
+        where.append(pd.Series(assign(keys), index=keys, dtype=object))
+    return rows["key"].map(pd.concat(where)).rename("split")
 
 
 def _split_target(target: pd.DataFrame, name: str, args: DataArguments, seed: int, problems: list[str]) -> pd.Series:
@@ -294,7 +289,7 @@ def _split_target(target: pd.DataFrame, name: str, args: DataArguments, seed: in
         return pd.Series([], dtype=object, index=target.index)
     if shots == "all":
         return _split(target, args.validation_fraction, args.test_fraction or 0.2, seed)
-    pool, test = target.sort_values(["key", "label", "text"]), None
+    pool, test = target.sort_values(["key", "label", "content"]), None
     if "split" in target and (target["split"] == "test").any():
         test = target["split"].where(target["split"] == "test", "unused")
         pool = pool[~pool["key"].isin(target.loc[test == "test", "key"])]

@@ -84,6 +84,14 @@ def cache_key(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
+def table_key(rows: Dataset, columns: list[str]) -> str:
+    """Return a short hash of `columns` of `rows`, which are read piece by piece."""
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in rows.select_columns(columns).with_format("arrow").iter(1000):
+        digest.update(json.dumps(batch.to_pydict(), sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
 def weights_key(module: nn.Module) -> str:
     """Return a hash of a module's weights."""
     import torch

@@ -68,6 +68,7 @@ def compare(
         scores[name] = {
             "seconds": control.seconds,
             "trainable_parameters": control.trainable_parameters,
+            "training_rows": control.training_rows,
             "peak_memory_mb": control.peak_memory_mb,
         }
         for which, output in control.logits.items():
@@ -230,7 +231,7 @@ def _predictions(domains: Domains, logits: dict[str, np.ndarray], file: Path) ->
     parts = []
     for name, values in logits.items():
         rows: Dataset = getattr(domains, name)
-        frame = rows.to_pandas()[["domain", "row", "label"]]
+        frame = rows.select_columns(["domain", "row", "label"]).to_pandas()
         frame.insert(0, "set", name)
         frame["prediction"] = values.argmax(axis=1)
         for column in ("label", "prediction"):

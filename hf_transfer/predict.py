@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import time
 from collections.abc import Callable
@@ -98,16 +97,13 @@ def _scores_file(output: Path, run: Run, engine: str, dataset: Dataset, text: st
 
     Those of other texts or models, which nobody can go on with, are removed.
     """
-    import hashlib
-
+    from hf_transfer.features import cache_key, table_key
     from hf_transfer.onnx_engine import FOLDER
 
     weights = sorted((run.folder / FOLDER if engine == "onnx" else run.folder).glob("model*"))
     model = [run.created, engine, *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights)]
-    digest = hashlib.blake2b(json.dumps([model, len(dataset)]).encode(), digest_size=8)
-    for column in dataset.select_columns(text).with_format("arrow").iter(CHUNK):
-        digest.update(json.dumps(column[text].to_pylist(), default=str).encode())
-    found = output.with_name(f".{output.name}.{digest.hexdigest()}.scores")
+    key = cache_key(model, len(dataset), table_key(dataset, [text]))
+    found = output.with_name(f".{output.name}.{key}.scores")
     for old in output.parent.glob(f".{glob.escape(output.name)}.*.scores"):
         if old != found:
             old.unlink()

@@ -30,6 +30,8 @@ def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
             seen.add(run.data["fingerprint"])
             for name, scores in run.metrics["controls"].items():
                 label = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}[name]
+                if scores["training_rows"] < run.data["rows"]["train"]:
+                    label += f" on {scores['training_rows']:,} rows"
                 cost = (scores["seconds"], scores["trainable_parameters"], scores["peak_memory_mb"])
                 out.append(_row(label, None, scores[which], scores.get("source_test"), None, run, cost))
     for run in runs:

@@ -12,7 +12,7 @@ from typing import Any
 from hf_transfer.errors import UserError, listed
 
 FILE = "run.json"
-FORMAT = 2  # of run.json; raised when what readers rely on is new in it
+FORMAT = 3  # of run.json; raised when what readers rely on is new in it
 
 
 @dataclass

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hf_transfer.errors import DataError, UserError, hub_refusal, listed, nearest
+from hf_transfer.texts import text_facts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,15 +36,18 @@ HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)(:(?P<config>[\w.-]+
 
 @dataclass(frozen=True)
 class Table:
-    """A checked table.
+    """A checked table; its texts stay on disk.
 
     Attributes:
         name: short name of the domain, from the file's name.
-        rows: columns `text`, `row` (position in the file), and where there are any `label` (text), `split`, `domain`.
+        texts: column `text` of every row of the file, memory-mapped.
+        rows: columns `row` (position in the file), `key`, `content`, `words` (see `text_facts`), and where there are
+            any `label` (text), `split`, `domain`; rows without text or label are left out.
         notes: what was guessed or dropped, one line each.
     """
 
     name: str
+    texts: Dataset
     rows: pd.DataFrame
     notes: list[str]
 
@@ -60,43 +66,43 @@ def read_table(
     Raises:
         UserError: it can't be read, lacks columns, or over 5 % of its texts or labels are missing; all found.
     """
-    dataset = _load(spec)
-    kept: range | list[int] = range(len(dataset))
-    if max_rows is not None and len(dataset) > max_rows:
-        kept = sorted(random.Random(0).sample(kept, max_rows))
-        dataset = dataset.select(kept)
+    whole = dataset = _load(spec)
+    kept = np.arange(len(whole))
+    if max_rows is not None and len(whole) > max_rows:
+        kept = np.array(sorted(random.Random(0).sample(range(len(whole)), max_rows)))
+        dataset = whole.select(kept)
     if len(dataset) == 0:
         raise UserError(f"{spec} holds no rows; give a table with at least a few dozen.")
     problems: list[str] = []
 
-    def attempt(read: Callable[..., Any], *options: Any) -> Any:
+    def attempt(read: Callable[..., Any], rows: Dataset, *options: Any) -> Any:
         try:
-            return read(spec, dataset, *options)
+            return read(spec, rows, *options)
         except UserError as error:
             problems.append(str(error))
             return None
 
-    text = attempt(_text_column, text_column)
-    label = attempt(_column, label_column, LABEL_COLUMNS, "label") if labelled else None
+    text = attempt(_text_column, dataset, text_column)
+    label = attempt(_column, dataset, label_column, LABEL_COLUMNS, "label") if labelled else None
     if label and label == text:
         problems.append(f"{spec}: text and label are the same column '{text}'; set --text_column and --label_column.")
         label = None
+    texts = attempt(_texts, whole, text) if text else None
     columns = {
-        "text": attempt(_texts, text) if text else None,
-        "row": kept,
-        "label": attempt(_label_names, label) if label else None,
-        "domain": attempt(_domains, domain_column) if domain_column else None,
-        "split": attempt(_splits) if "split" in dataset.column_names else None,
+        "label": attempt(_label_names, dataset, label) if label else None,
+        "domain": attempt(_domains, dataset, domain_column) if domain_column else None,
+        "split": attempt(_splits, dataset) if "split" in dataset.column_names else None,
     }
-
-    import pandas as pd
-
-    rows = pd.DataFrame({name: values for name, values in columns.items() if values is not None})
+    if texts is None:
+        raise DataError(problems)
+    rows = text_facts(texts if whole is dataset else texts.select(kept))
+    rows.insert(0, "row", kept)
+    rows = rows.assign(**{name: values for name, values in columns.items() if values is not None})
     notes = [f"text from column '{text}'" + (f", label from '{label}'" if label else "")]
     rows, dropped = _drop_missing(spec, rows, problems)
     if problems:
         raise DataError(problems)
-    return Table(_domain_name(spec), rows, notes + dropped)
+    return Table(_domain_name(spec), texts, rows, notes + dropped)
 
 
 def open_table(spec: str, text_column: str | None = None) -> tuple[Dataset, str]:
@@ -285,54 +291,88 @@ def _text_column(spec: str, dataset: Dataset, asked: str | None) -> str:
     return name
 
 
-def _texts(spec: str, dataset: Dataset, column: str) -> list[str | None]:
+def _texts(spec: str, dataset: Dataset, column: str) -> Dataset:
+    """Return the column as `text`, memory-mapped strings; what is no text at all is None."""
+    import datasets
+
+    kind = datasets.Features({"text": datasets.Value("string")})
+    if dataset.features[column] == kind["text"]:
+        return dataset.select_columns(column).rename_columns({column: "text"} if column != "text" else {})
+
+    def strings(batch: dict[str, list[Any]]) -> dict[str, list[str | None]]:
+        values = batch[column]
+        if any(isinstance(v, (list, dict)) for v in values):
+            raise UserError(f"{spec}: column '{column}' holds lists or objects, plain text is needed; set "
+                            "--text_column.")  # fmt: skip
+        return {"text": [None if v is None or v != v else str(v) for v in values]}
+
+    return dataset.map(strings, batched=True, remove_columns=dataset.column_names, features=kind)
+
+
+def _distinct(dataset: Dataset, column: str) -> tuple[list[Any], np.ndarray]:
+    """Return the distinct values of a column, and which of them each row has; -1 where it has none."""
+    import datasets
+
+    if isinstance(dataset.features[column], (datasets.Value, datasets.ClassLabel)):
+        values = dataset.select_columns(column).with_format("arrow")[:][column]
+        coded = values.combine_chunks().dictionary_encode()
+        return coded.dictionary.to_pylist(), coded.indices.fill_null(-1).to_numpy()
+    places: dict[str, int] = {}  # lists, or JSON of mixed types: 1 and "1" are two values
     values = dataset[column][:]
-    if any(isinstance(v, (list, dict)) for v in values):
-        raise UserError(f"{spec}: column '{column}' holds lists or objects, plain text is needed; set --text_column.")
-    return [None if v is None or v != v or not str(v).strip() else str(v) for v in values]
+    codes = [-1 if v is None else places.setdefault(repr(v), len(places)) for v in values]
+    first = {code: value for code, value in zip(reversed(codes), reversed(values), strict=True)}
+    return [first[i] for i in range(len(places))], np.array(codes)
 
 
-def _domains(spec: str, dataset: Dataset, column: str) -> list[str]:
-    return [str(value) for value in dataset[_column(spec, dataset, column, (), "domain")][:]]
+def _named(names: list[str | None], codes: np.ndarray) -> pd.Series:
+    """Return the name of each row; missing where it has none."""
+    import pandas as pd
+
+    return pd.Series(pd.array(names, dtype="str").take(codes, allow_fill=True))
 
 
-def _label_names(spec: str, dataset: Dataset, column: str) -> list[str | None]:
+def _domains(spec: str, dataset: Dataset, column: str) -> pd.Series:
+    distinct, codes = _distinct(dataset, _column(spec, dataset, column, (), "domain"))
+    return _named([str(value) for value in distinct], codes).fillna("None")
+
+
+def _label_names(spec: str, dataset: Dataset, column: str) -> pd.Series:
     """Labels as their names: ClassLabel names, `true`/`false`, whole numbers without `.0`, stripped text."""
-    feature, values = dataset.features[column], dataset[column][:]
+    feature, (values, codes) = dataset.features[column], _distinct(dataset, column)
     if hasattr(feature, "int2str"):
-        return [None if v is None or v < 0 else feature.int2str(v) for v in values]
+        return _named([None if v < 0 else feature.int2str(v) for v in values], codes)
     if any(isinstance(v, (list, dict)) for v in values):
         raise UserError(f"{spec}: column '{column}' holds lists, one label a row is needed; set --label_column.")
-    names = [None if v is None or v != v or not str(v).strip() else str(v).strip() for v in values]
+    names = [None if v != v or not str(v).strip() else str(v).strip() for v in values]
     present = [name for name in names if name is not None]
     if {name.lower() for name in present} <= {"true", "false"}:
-        return [None if n is None else n.lower() for n in names]
-    if present and all(re.fullmatch(r"-?\d+(\.\d+)?", n) for n in present):
+        names = [None if n is None else n.lower() for n in names]
+    elif present and all(re.fullmatch(r"-?\d+(\.\d+)?", n) for n in present):
         if any(float(n) != int(float(n)) for n in present):
             fraction = next(n for n in present if float(n) != int(float(n)))
             raise UserError(f"{spec}: column '{column}' holds fractions such as {fraction}; classes are needed "
                             "(whole numbers or names).")  # fmt: skip
-        return [None if n is None else str(int(float(n))) for n in names]
-    return names
+        names = [None if n is None else str(int(float(n))) for n in names]
+    return _named(names, codes)
 
 
-def _splits(spec: str, dataset: Dataset) -> list[str]:
-    values = dataset["split"][:]
+def _splits(spec: str, dataset: Dataset) -> pd.Series:
+    values, codes = _distinct(dataset, "split")
     same = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
             "val": "validation", "dev": "validation", "test": "test"}  # fmt: skip
-    unknown = {str(v) for v in values if str(v).lower() not in same}
+    unknown = {str(v) for v in values if str(v).lower() not in same} | ({"None"} if (codes < 0).any() else set())
     if unknown:
         raise UserError(f"{spec}: column 'split' holds {listed(sorted(unknown), 3)}; use train, validation and "
                         "test, or rename the column.")  # fmt: skip
-    return [same[str(v).lower()] for v in values]
+    return _named([same[str(v).lower()] for v in values], codes)
 
 
 def _drop_missing(spec: str, rows: pd.DataFrame, problems: list[str]) -> tuple[pd.DataFrame, list[str]]:
     notes = []
     for column, what in (("text", "an empty text"), ("label", "no label")):
-        if column not in rows:
+        if column == "label" and column not in rows:
             continue
-        missing = rows[column].isna()
+        missing = rows["label"].isna() if column == "label" else rows["words"] == 0
         if (share := missing.mean()) > MISSING_LIMIT:
             problems.append(
                 f"{spec}: {missing.sum()} of {len(rows)} rows have {what} ({share:.0%}, over {MISSING_LIMIT:.0%}); "

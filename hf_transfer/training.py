@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_transfer.arguments import as_dict
 from hf_transfer.errors import UserError
-from hf_transfer.features import cache_folder, cache_key
+from hf_transfer.features import cache_folder, cache_key, table_key
 from hf_transfer.inference import release
 from hf_transfer.methods import Prepared, Setup
 from hf_transfer.models import longest_input
@@ -97,7 +97,7 @@ def encode_all(
             if not len(rows):
                 encoded[name] = rows
                 continue
-            key = cache_key("encode", settings, rows["text"][:], rows["label"][:], max_length)
+            key = cache_key("encode", settings, table_key(rows, ["text", "label"]), max_length)
             encoded[name], cut[name] = task.encode(
                 loaded.tokenizer, rows, max_length, str(cache_folder() / f"tokens-{key}.arrow")
             )

@@ -16,8 +16,8 @@ import pytest
 from conftest import CORPUS, REPOSITORY
 
 from hf_transfer.cli import EXAMPLES, _parser, main, recipe_file, recipe_names
-from hf_transfer.data import normalise
 from hf_transfer.plugins import first_line, load_plugin, plugin_names
+from hf_transfer.texts import normalise
 
 PACKAGE = REPOSITORY / "hf_transfer"
 RECIPES = ["finetune", "quickstart"]

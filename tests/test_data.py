@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import write_table
 
 from hf_transfer.arguments import DataArguments
-from hf_transfer.data import fingerprint, load_data, normalise, summary
+from hf_transfer.data import fingerprint, load_data, summary
 from hf_transfer.errors import DataError
+from hf_transfer.texts import normalise
 
 WORDS = ["amber", "brick", "cedar", "delta", "ember", "flint", "grove", "heath", "inlet", "jetty", "knoll", "larch",
          "maple", "north", "ocean", "pearl"]  # fmt: skip
@@ -499,9 +503,9 @@ def test_fingerprint_sees_content_and_nothing_else(tables_in, tmp_path):
 
 
 def test_fingerprint_of_one_row():
-    row = {"split": "train", "domain": "d", "label": 1, "text": "a"}
+    row = {"split": "train", "domain": "d", "label": 1, "content": 7}
     seen = {fingerprint(pd.DataFrame([{**row, key: value}])) for key, value in
-            [("text", "a"), ("text", "b"), ("label", 0), ("domain", "e"), ("split", "test")]}  # fmt: skip
+            [("content", 7), ("content", 8), ("label", 0), ("domain", "e"), ("split", "test")]}  # fmt: skip
     assert len(seen) == 5
 
 
@@ -513,3 +517,64 @@ def test_facts_are_ready_for_json(tables_in):
     text = summary(domains, {"train": 0.125})
     assert "neg 50%, pos 50%" in text
     assert "12.5%" in text
+
+
+# tables larger than memory
+
+WATCH = """
+import sys, threading
+from hf_transfer.arguments import DataArguments
+from hf_transfer.data import load_data
+
+def held():  # MB of this process's own memory, without the pages of mapped files
+    line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1e3
+
+def watch():
+    while not done.wait(0.01):
+        peak[0] = max(peak[0], held())
+
+small, large = sys.argv[1:]
+load_data(DataArguments(source=[small]), 0)
+peak, done = [held()], threading.Event()
+before = peak[0]
+thread = threading.Thread(target=watch)
+thread.start()
+domains = load_data(DataArguments(source=[large]), 0)
+done.set()
+thread.join()
+print(len(domains.train), len(domains.train[0]["text"]), peak[0] - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from Linux's /proc")
+def test_texts_stay_on_disk(tables_in):
+    """A table of 240 MB, of which less than half may ever be in memory; as lists of strings it would be twice that."""
+    row = "w" * 119 + " "
+    large = tables_in.write("large", [{"text": f"{i} {row * 200}", "label": "ab"[i % 2]} for i in range(10_000)])
+    assert Path(large).stat().st_size > 240e6
+    small = tables_in.write("small", make_rows("hotel", 100))
+    told = subprocess.run([sys.executable, "-c", WATCH, small, large], capture_output=True, text=True, check=True)
+    rows, length, grown = told.stdout.split()
+    assert (int(rows), int(length) > 24_000) == (7000, True)
+    assert float(grown) < 110
+
+
+def test_parts_are_the_rows_of_the_files(tables_in):
+    """Several tables, with rows dropped from their middle: every part still has its own rows' texts."""
+    hotels, films, mugs = make_rows("hotel", 90), make_rows("film", 90), make_rows("mug", 60)
+    hotels[3]["text"] = films[5]["text"] = mugs[7]["text"] = "  "
+    unlabelled = [{"text": row["text"]} for row in make_rows("raw", 30)]
+    unlabelled[2]["text"] = ""
+    file = tables_in.write("raw", unlabelled)
+    domains = tables_in.load({"hotels": hotels, "films": films}, mugs, target_shots="4", target_unlabeled=file)
+    files = {"hotels": hotels, "films": films, "target": mugs}
+    seen = 0
+    for name in PARTS:
+        for row in getattr(domains, name):
+            there = files[row["domain"]][row["row"]]
+            assert (row["text"], domains.label_names[row["label"]]) == (there["text"], there["label"])
+            seen += 1
+    assert seen == 89 + 89 + 59
+    assert [unlabelled[i]["text"] for i in domains.unlabeled["row"]] == domains.unlabeled["text"][:]
+    assert len(domains.unlabeled) == 29

@@ -314,3 +314,14 @@ def test_controls_are_those_of_scikit_learn(tables):
     assert len(np.unique(controls["majority"].logits["target_test"].argmax(1))) == 1
     assert controls["tfidf"].trainable_parameters > 100
     assert controls["tfidf"].logits["target_test"].shape == (40, 2)
+
+
+def test_tfidf_sees_a_part_of_many_rows(tables, monkeypatch):
+    monkeypatch.setattr("hf_transfer.controls.TFIDF_ROWS", 30)
+    domains = load_data(parse(flags("full", "unused", tables, "unused")).data, 0)
+    with Meter() as meter:
+        part = run_controls(domains, None, 0, meter)["tfidf"]
+        monkeypatch.undo()
+        whole = run_controls(domains, None, 0, meter)["tfidf"]
+    assert (part.training_rows, whole.training_rows) == (30, len(domains.train))
+    assert part.trainable_parameters < whole.trainable_parameters

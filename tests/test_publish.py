@@ -502,7 +502,7 @@ SPOILED = {
         ["model.safetensors is damaged"]),
     "damaged plot": (lambda run: (run / "report.png").write_bytes(b"x"), ["report.png is damaged"]),
     "run of an earlier version": (lambda run: edit(run / "run.json", lambda content: content | {"format": 1}),
-        ["made by another version (format 1, this one reads 2)", "make the run again"]),
+        ["made by another version (format 1, this one reads 3)", "make the run again"]),
     "damaged config": (lambda run: (run / "config.json").write_text('{"a": '), ["config.json is damaged"]),
     "damaged weights": (lambda run: (run / "model.safetensors").write_bytes(b""), ["model.safetensors is damaged"]),
     "weights of another kind": (pickle_weights, ["no model.safetensors", "never shared"]),
@@ -566,7 +566,7 @@ def test_a_base_model_with_other_weights_is_no_base(hub, do, folder, runs, tiny)
 # Pushing: one commit, whatever is there and whatever goes wrong
 
 CARD = b"---\nlicense: mit\n---\n# A run\n"
-OURS = b'{"format": 2, "method": "full", "label_names": ["a", "b"]}\n'
+OURS = b'{"format": 3, "method": "full", "label_names": ["a", "b"]}\n'
 FIRST = {"README.md": CARD, "run.json": OURS, "config.json": b'{"a": 1}\n', "model.safetensors": bytes(5000),
          "adapter/adapter_config.json": b"{}\n", "adapter/adapter_model.safetensors": bytes(300),
          "domain.safetensors": bytes(200), "special_tokens_map.json": b"{}\n"}  # fmt: skip

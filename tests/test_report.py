@@ -41,6 +41,7 @@ def control(accuracy, macro_f1, seconds, parameters, sets=("source_test", "targe
         **{name: scores(accuracy, macro_f1) for name in sets},
         "seconds": seconds,
         "trainable_parameters": parameters,
+        "training_rows": 700,
         "peak_memory_mb": 321,
     }
 
@@ -143,7 +144,7 @@ def test_run_survives_json(tmp_path):
     assert load_run(str(tmp_path / "one")) == run
     content = json.loads((tmp_path / "one" / FILE).read_text(encoding="utf-8"))
     assert "folder" not in content
-    assert content["format"] == 2
+    assert content["format"] == 3
     assert "ünïcödé" in (tmp_path / "one" / FILE).read_text(encoding="utf-8")
     assert [file.name for file in (tmp_path / "one").iterdir()] == [FILE]
 
@@ -233,6 +234,12 @@ def test_controls_appear_once_for_equal_data(three, tmp_path):
     arms = [row["arm"] for row in rows_of([*three, other])]
     assert arms.count(MAJORITY) == arms.count(TFIDF) == 2
     assert len(arms) == 8
+
+
+def test_a_control_of_fewer_rows_says_so(tmp_path):
+    run = make_run(tmp_path / "run")
+    run.metrics["controls"]["tfidf"]["training_rows"] = 50
+    assert [row["arm"] for row in rows_of([run])] == [MAJORITY, f"{TFIDF} on 50 rows", "lora"]
 
 
 def test_different_data_is_warned_of(three, tmp_path):

@@ -1,0 +1,49 @@
+"""What is known of every text after one pass over it, so that no more than a few numbers a row are kept in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
+
+BATCH = 1000
+
+
+def normalise(text: str) -> str:
+    """Return the text as compared between rows: letters and digits only, case folded."""
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text.strip()
+
+
+def text_facts(texts: Dataset) -> pd.DataFrame:
+    """Return `key` and `content` (64-bit hashes of a text, normalised and as it is) and `words` of each row.
+
+    Among ten million texts two share a hash by chance once in 400,000 tables.
+
+    Args:
+        texts: column `text`; a row without words has none to train on.
+    """
+    import pandas as pd
+    from datasets.utils import tqdm
+
+    found = {name: np.empty(len(texts), dtype=np.int64) for name in ("key", "content", "words")}
+    i = 0
+    with tqdm(total=len(texts), desc="read", unit="row", delay=2, leave=False) as bar:
+        for batch in texts.with_format("arrow").iter(BATCH):
+            for value in batch["text"].to_pylist():
+                text = value or ""
+                found["key"][i], found["content"][i] = _hash(normalise(text)), _hash(text)
+                found["words"][i] = len(text.split())
+                i += 1
+            bar.update(len(batch))
+    return pd.DataFrame(found)
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
