@@ -1,0 +1,163 @@
+"""A model that is trained on its task and, on the same steps, tied to a target domain without labels.
+
+The loss is the task's on source rows plus the weighted loss of an alignment between both domains' features. A stock
+Trainer trains it: every batch, of every process, is given target rows by the collator.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from hf_transfer.alignment import Batch
+from hf_transfer.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_transfer.methods import Prepared, Setup
+
+PREFIX = "target_"
+NEIGHBOURS = 200  # target rows of nearest length among which a batch's are drawn
+PATIENCE = 20  # steps in a row on which an adversary has collapsed
+
+
+@dataclass
+class AlignmentArguments:
+    """How strongly the domains are tied."""
+
+    alignment_weight: float = field(default=1.0, metadata={"help": "Weight of the alignment beside the task's loss."})
+
+
+class Aligned(nn.Module):
+    """A classifier and an alignment, trained as one.
+
+    Args:
+        model: what the method prepared, plain or PEFT.
+        alignment: gives the second loss.
+        weight: of it.
+    """
+
+    def __init__(self, model: Any, alignment: nn.Module, weight: float) -> None:
+        super().__init__()
+        self.model, self.alignment, self.weight = model, alignment, weight
+        self.config = model.config
+        self.progress = 0.0
+        self.seen: list[torch.Tensor] = []
+        last_linear(model).register_forward_pre_hook(self._see)
+
+    def _see(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if self.training:
+            self.seen.append(inputs[0])
+
+    def forward(self, labels: Any = None, **inputs: Any) -> dict[str, torch.Tensor]:
+        """Return `logits` of the source rows, and while training the weighted `penalty`."""
+        own = {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
+        if not self.training:
+            return {"logits": self.model(**own).logits}
+        other = {name.removeprefix(PREFIX): value for name, value in inputs.items() if name.startswith(PREFIX)}
+        self.seen.clear()
+        logits = [self.model(**one).logits for one in (own, other)]
+        features = [one if one.dim() == 2 else _last_token(one, rows["attention_mask"])
+                    for one, rows in zip(self.seen, (own, other), strict=True)]  # fmt: skip
+        self.seen.clear()
+        source, target = Batch(features[0], logits[0], labels), Batch(features[1], logits[1], None)
+        return {"logits": logits[0], "penalty": self.weight * self.alignment(source, target, self.progress)}
+
+
+def last_linear(model: Any) -> nn.Linear:
+    """Return the layer that ends in the logits, also behind PEFT's wrappers."""
+    classes = model.config.num_labels
+    return [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes][-1]
+
+
+def _last_token(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Decoders score every token and keep the last one's."""
+    return values[torch.arange(len(values), device=values.device), mask.cumsum(1).argmax(1)]
+
+
+class PairCollator:
+    """Give every batch of labelled rows as many target rows of similar length.
+
+    Which ones depends on the batch and the seed alone, so that a resumed run draws what the whole one would have.
+
+    Args:
+        collator: makes a batch.
+        target: encoded rows; labels are left out.
+        seed: of the drawing.
+    """
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], Any], target: Dataset, seed: int) -> None:
+        self.collator, self.seed = collator, seed
+        self.target = target.remove_columns([c for c in ("labels",) if c in target.column_names])
+        lengths = np.array(target["length"][:])
+        self.order = np.argsort(lengths, kind="stable")
+        self.lengths = lengths[self.order]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        """Return the batch, with the target's inputs under names that begin with PREFIX."""
+        batch = self.collator(rows)
+        state = zlib.crc32(repr([row.get("input_ids", row.get("row")) for row in rows]).encode())
+        rng = np.random.default_rng([self.seed, state])
+        middle = int(np.searchsorted(self.lengths, np.mean([row["length"] for row in rows])))
+        width = max(NEIGHBOURS, len(rows))
+        begin = max(0, min(middle - width // 2, len(self.order) - width))
+        near = self.order[begin : begin + width]
+        drawn = rng.choice(near, len(rows), replace=len(near) < len(rows))
+        other = self.collator([self.target[int(i)] for i in drawn])
+        return {**batch, **{f"{PREFIX}{name}": value for name, value in other.items()}}
+
+
+class Progress(TrainerCallback):
+    """Tell the alignment how far training is, and stop where it has failed.
+
+    Raises:
+        UserError: the loss is no number, or an adversary has collapsed; the best checkpoint so far stays.
+    """
+
+    def __init__(self, aligned: Aligned) -> None:
+        self.aligned, self.collapsed = aligned, 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the share of training that is done."""
+        self.aligned.progress = state.global_step / max(1, state.max_steps)
+
+
+def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: float, target: Dataset) -> Prepared:
+    """Wrap what a method prepared, so that it is trained with an alignment to `target`.
+
+    Args:
+        prepared: by the method.
+        setup: what it was given.
+        alignment: module of `hf_transfer.alignment`.
+        args: its arguments.
+        weight: of the alignment.
+        target: encoded target rows without labels.
+
+    Raises:
+        UserError: a weight below 0, or a method that leaves nothing for the Trainer.
+    """
+    if not 0 <= weight < math.inf:
+        raise UserError(f"--alignment_weight is {weight}; it must be 0 or more.")
+    if not any(p.requires_grad for p in prepared.model.parameters()):
+        raise UserError("--method frozen trains its head without a Trainer and can't be aligned while training; choose "
+                        "another method.")  # fmt: skip
+    inputs = prepared.inputs or setup
+    torch.manual_seed(setup.seed)
+    loss = alignment.build(last_linear(prepared.model).in_features, prepared.model.config.num_labels, args)
+    wrapped = Aligned(prepared.model, loss, weight)
+    return replace(
+        prepared,
+        model=wrapped,
+        callbacks=[*prepared.callbacks, Progress(wrapped)],
+        lr_scale={f"model.{name}": scale for name, scale in prepared.lr_scale.items()},
+        inputs=replace(inputs, collator=PairCollator(inputs.collator, target, setup.seed)),
+    )

@@ -1,0 +1,46 @@
+"""What ties source to target while training: one file is one alignment, found by its name.
+
+An alignment module has a docstring (its line in `hf-transfer list`), a dataclass `Arguments` (its few flags) and
+`build(hidden, classes, args) -> nn.Module`, whose `forward(source: Batch, target: Batch, progress) -> loss` is 0 where both
+are distributed alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from hf_transfer.plugins import load_plugin, plugin_names
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an alignment sees of one domain's part of a batch.
+
+    Attributes:
+        features: (rows, hidden) what the head's last linear layer reads, with gradients.
+        logits: (rows, classes).
+        labels: (rows,) class indices; None for the target, whose labels are never seen.
+    """
+
+    features: torch.Tensor
+    logits: torch.Tensor
+    labels: torch.Tensor | None
+
+
+def names() -> list[str]:
+    """Return the names of all alignments."""
+    return plugin_names(__path__)
+
+
+def load(name: str) -> ModuleType:
+    """Return the module of alignment `name`.
+
+    Raises:
+        UserError: there is no such alignment.
+    """
+    return load_plugin("alignment", __name__, __path__, name)

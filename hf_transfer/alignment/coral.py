@@ -1,0 +1,35 @@
+"""CORAL: the covariances of source and target features are brought together (Sun and Saenko 2016, arXiv:1607.01719)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hf_transfer.alignment import Batch
+
+
+@dataclass
+class Arguments:
+    """No flags of its own."""
+
+
+class Coral(nn.Module):
+    """Squared Frobenius distance of the covariances, over 4 hidden^2."""
+
+    def forward(self, source: Batch, target: Batch, progress: float) -> torch.Tensor:
+        """Return the distance (scalar)."""
+        difference = covariance(source.features) - covariance(target.features)
+        return difference.square().sum() / (4 * difference.shape[0] ** 2)
+
+
+def covariance(features: torch.Tensor) -> torch.Tensor:
+    """Return the covariance (hidden, hidden) of features (rows, hidden)."""
+    centred = features.float() - features.float().mean(0)
+    return centred.T @ centred / max(1, len(features) - 1)
+
+
+def build(hidden: int, classes: int, args: Arguments) -> nn.Module:
+    """Return the loss; it has no weights."""
+    return Coral()
