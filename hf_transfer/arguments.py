@@ -154,6 +154,7 @@ class Arguments:
     train: TrainArguments
     method_module: ModuleType
     argv: list[str]
+    more: tuple[Any, ...] = ()
 
     @property
     def precision(self) -> str:
@@ -175,12 +176,13 @@ class _Parser(HfArgumentParser):
         raise UserError(f"{message}; see --help.")
 
 
-def parse(argv: list[str] | None = None, description: str | None = None) -> Arguments:
+def parse(argv: list[str] | None = None, description: str | None = None, more: tuple[type, ...] = ()) -> Arguments:
     """Parse a recipe's command line.
 
     Args:
         argv: flags; the process's own by default.
         description: the text above the flags in ``--help``.
+        more: the recipe's own dataclasses, filled into `Arguments.more`.
 
     Raises:
         UserError: unknown flag or key, wrong type, value out of range, unreadable YAML.
@@ -188,7 +190,7 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> Argu
     argv = expand(sys.argv[1:] if argv is None else list(argv))
     method = methods.load(_flag(argv, "--method", "full"))
     parser = _Parser(
-        [DataArguments, ModelArguments, method.Arguments, TrainArguments],
+        [DataArguments, ModelArguments, method.Arguments, TrainArguments, *more],
         description=description,
         allow_abbrev=False,
     )
@@ -204,7 +206,7 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> Argu
             hint = f" (it is one of --method {owner})" if owner else nearest(name, known)
             raise UserError(f"unknown flag --{name} for method '{used}'{hint}; see --help.")
     try:
-        data, model, method_args, train, rest = parser.parse_args_into_dataclasses(
+        data, model, method_args, train, *others, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
     except ValueError as error:  # TrainingArguments' own checks
@@ -212,7 +214,7 @@ def parse(argv: list[str] | None = None, description: str | None = None) -> Argu
         raise UserError(f"{text[:250]}; see --help.") from error
     if rest:
         raise UserError(f"can't place '{' '.join(rest)}' on the command line; see --help.")
-    arguments = Arguments(data, model, method_args, train, method, argv)
+    arguments = Arguments(data, model, method_args, train, method, argv, tuple(others))
     _check(arguments)
     return arguments
 
@@ -328,4 +330,6 @@ def as_dict(arguments: Arguments) -> dict[str, Any]:
         if value != stock.get(key) and not key.endswith("_token") and key not in shown and not is_hub_flag(key)
     }
     own = {**vars(arguments.data), **vars(arguments.model), **vars(arguments.method)}
+    for part in arguments.more:
+        own |= vars(part)
     return {**own, **train, "world_size": arguments.train.world_size}

@@ -168,7 +168,7 @@ def fit(
         data_collator=setup.collator,
         train_dataset=_fill_up(setup.train, arguments),
         eval_dataset=setup.validation if evaluates else None,
-        compute_loss_func=task.loss(setup.class_weights, given.label_smoothing_factor),
+        compute_loss_func=_with_penalty(task.loss(setup.class_weights, given.label_smoothing_factor)),
         compute_metrics=compute_metrics,
         callbacks=callbacks,
     )
@@ -195,6 +195,16 @@ def fit(
     return [
         {key: value for key, value in entry.items() if "per_second" not in key} for entry in trainer.state.log_history
     ]
+
+
+def _with_penalty(task_loss: Any) -> Any:
+    """Return the task's loss plus the `penalty` that a model may add to its outputs."""
+
+    def compute(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        loss = task_loss(outputs, labels, num_items_in_batch)
+        return loss if outputs.get("penalty") is None else loss + outputs["penalty"]
+
+    return compute
 
 
 def _last_whole_checkpoint(folder: Path) -> str | None:

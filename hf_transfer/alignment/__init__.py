@@ -1,8 +1,8 @@
 """What ties source to target while training: one file is one alignment, found by its name.
 
 An alignment module has a docstring (its line in `hf-transfer list`), a dataclass `Arguments` (its few flags) and
-`build(hidden, classes, args) -> nn.Module`, whose `forward(source: Batch, target: Batch, progress) -> loss` is 0 where both
-are distributed alike.
+`build(hidden, classes, args) -> nn.Module`, whose `forward(source: Batch, target: Batch, progress)` is a loss: least
+where both are distributed alike.
 """
 
 from __future__ import annotations

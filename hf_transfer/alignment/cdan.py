@@ -1,4 +1,4 @@
-"""CDAN: as DANN, but the discriminator sees features and predicted classes together (Long et al. 2018, arXiv:1705.10667)."""
+"""CDAN: like DANN, on features and predicted classes together (Long et al. 2018, arXiv:1705.10667)."""
 
 from __future__ import annotations
 
