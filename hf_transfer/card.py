@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from hf_transfer.base import Base
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-CONTROLS = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}
 FEWEST = 20  # rows in common, below which two runs are not compared; also rows of a class, below which F1 says little
 SMALL = 200  # test rows, below which the card warns
 POOR_CALIBRATION = 0.05
@@ -151,10 +150,9 @@ def evidence_rows(run: Run, others: Sequence[Run] = ()) -> list[dict[str, Any]]:
     """
     which = test_set(run)
     rows = []
-    for name, label in CONTROLS.items():
-        control = run.metrics["controls"][name]
+    for name, control in run.metrics["controls"].items():
         difference = run.metrics["differences"][which][name]
-        rows.append(_row(label, control[which], control.get("source_test"), difference))
+        rows.append(_row(control["name"], control[which], control.get("source_test"), difference))
     rows += [_other_row(run, other, which) for other in others]
     seen = target_labels(run)
     label = "this model" if seen else "this model (source-only: no target labels were used)"
@@ -249,7 +247,7 @@ def limits(run: Run) -> list[str]:
     """Return what the numbers do not show or speak against, one Markdown sentence each."""
     which = test_set(run)
     scores, n = run.metrics[which], run.metrics[which]["n"]
-    difference = run.metrics["differences"][which]
+    difference, tfidf = run.metrics["differences"][which], run.metrics["controls"]["tfidf"]["name"]
     low, high = scores["intervals"]["accuracy"]
     source = run.metrics.get("source_test")
     classes = {name: part for name, part in scores["per_class"].items() if part["support"]}
@@ -257,9 +255,9 @@ def limits(run: Run) -> list[str]:
     rare = [name for name, part in scores["per_class"].items() if part["support"] < FEWEST]
     out = []
     if difference["tfidf"]["high"] < 0:
-        out.append(f"{CONTROLS['tfidf']} is more accurate on these rows.")
+        out.append(f"{tfidf} is more accurate on these rows.")
     elif difference["tfidf"]["low"] <= 0:
-        out.append(f"No gain over {CONTROLS['tfidf']} is shown on {n} rows: the interval of the difference holds 0.")
+        out.append(f"No gain over {tfidf} is shown on {n} rows: the interval of the difference holds 0.")
     if difference["majority"]["low"] <= 0:
         out.append("It is not shown to be more accurate than giving every text the commonest label.")
     if n < SMALL:

@@ -10,13 +10,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hf_transfer.errors import UserError, nearest, reporting_errors
 
 EXAMPLES = """\
 examples:
   hf-transfer quickstart --output_dir runs/quickstart
+  hf-transfer gap --source books.csv --target kitchen.csv
+  hf-transfer rank --models bert-base-uncased ./my-encoder --source books.csv
   hf-transfer run finetune --method lora --source books.csv --target kitchen.csv --output_dir runs/lora
   hf-transfer run --num_processes 2 finetune --config recipes/configs/amazon_lora.yaml --output_dir runs/lora
   hf-transfer predict runs/lora reviews.csv --output scored.csv
@@ -78,6 +80,24 @@ def _parser() -> argparse.ArgumentParser:
     quick.add_argument("--quiet", action="store_true", help="print the table only")
     quick.set_defaults(action=_quickstart)
 
+    gap = commands.add_parser("gap", help="how far two domains are apart, and in what: look before you train")
+    gap.add_argument(
+        "--source", required=True, help="table, folder or Hub dataset id; labels are used if there are any"
+    )
+    gap.add_argument("--target", required=True, help="likewise")
+    gap.add_argument("--model", help="whose features are compared; default: the embedded encoder")
+    gap.set_defaults(action=_gap)
+    rank = commands.add_parser("rank", help="which pretrained model and layer fit the labels, before any training")
+    rank.add_argument("--models", nargs="+", required=True, help="model folders or Hub ids")
+    rank.add_argument("--source", required=True, help="labelled table, folder or Hub dataset id")
+    rank.set_defaults(action=_rank)
+    for looking in (gap, rank):
+        looking.add_argument("--text_column", help="column with the text; guessed when obvious")
+        looking.add_argument("--label_column", help="column with the label; guessed when obvious")
+        looking.add_argument("--output_dir", help="folder for the report, also as JSON; default: print it only")
+        looking.add_argument("--seed", type=int, default=0, help="of samples and tests (default: %(default)s)")
+        looking.add_argument("--quiet", action="store_true", help="no progress bar")
+
     run = commands.add_parser("run", help="run a recipe by name", description="Run a recipe by name; its own flags "
                               "follow (hf-transfer run finetune --help).")  # fmt: skip
     run.add_argument("--num_processes", type=int, default=1, help="processes to train with, on CPUs too")
@@ -137,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--quiet", action="store_true", help="no progress bar, print nothing but errors")
     export.set_defaults(action=_export)
 
-    listing = commands.add_parser("list", help="recipes, methods and tasks, one line each")
+    listing = commands.add_parser("list", help="recipes, methods, tasks and diagnostics, one line each")
     listing.set_defaults(action=_list)
 
     copy = commands.add_parser("copy", help="copy a recipe to own and change it")
@@ -150,6 +170,22 @@ def _parser() -> argparse.ArgumentParser:
 def _quickstart(arguments: argparse.Namespace) -> None:
     flags = ["--output_dir", arguments.output_dir, *(["--quiet"] if arguments.quiet else [])]
     _script(recipe_file("quickstart"), flags)
+
+
+def _gap(arguments: argparse.Namespace) -> None:
+    from hf_transfer.gap import domain_gap
+
+    print(domain_gap(arguments.source, arguments.target, model=arguments.model, **_looking(arguments)))
+
+
+def _rank(arguments: argparse.Namespace) -> None:
+    from hf_transfer.rank import rank_models
+
+    print(rank_models(arguments.models, arguments.source, **_looking(arguments)))
+
+
+def _looking(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("text_column", "label_column", "output_dir", "seed", "quiet")}
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -252,6 +288,7 @@ def _list(arguments: argparse.Namespace) -> None:
         ("recipes", recipes_folder()),
         ("methods", package / "methods"),
         ("tasks", package / "tasks"),
+        ("diagnostics", package / "diagnostics"),
     ):
         print(f"{title}:")
         for file in sorted(folder.glob("*.py")):

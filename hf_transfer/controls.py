@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 SETS = ("source_test", "target_test")
+FEWEST = 5  # rows of every label in such a part
 TEST_BATCH = 10_000
 TFIDF_ROWS = 50_000  # of the training rows at most: on more it would take longer than the model, and gigabytes
 
@@ -24,17 +25,17 @@ class Control:
     """A trained control's outputs and cost.
 
     Attributes:
+        name: in words, with how much it learned from where that is not everything.
         logits: test set -> (rows, classes), in input order.
         seconds: to train it, tuning included.
         trainable_parameters: how many numbers it learned.
-        training_rows: how many it learned from.
         peak_memory_mb: of the process meanwhile.
     """
 
+    name: str
     logits: dict[str, np.ndarray]
     seconds: float
     trainable_parameters: int
-    training_rows: int
     peak_memory_mb: int
 
 
@@ -51,24 +52,24 @@ def run_controls(domains: Domains, class_weights: list[float] | None, seed: int,
     out = {}
     for name, train in (("majority", _majority), ("tfidf", _tfidf)):
         with meter.stage(name):
-            logits, parameters, rows = train(domains, sets, class_weights, seed)
-        out[name] = Control(logits, meter.seconds[name], parameters, rows, meter.peak_memory // 2**20)
+            words, logits, parameters = train(domains, sets, class_weights, seed)
+        out[name] = Control(words, logits, meter.seconds[name], parameters, meter.peak_memory // 2**20)
     return out
 
 
 def _majority(
     domains: Domains, sets: dict[str, Dataset], class_weights: list[float] | None, seed: int
-) -> tuple[dict[str, np.ndarray], int, int]:
+) -> tuple[str, dict[str, np.ndarray], int]:
     """Log shares of the training labels, for every text."""
     counts = np.bincount(domains.train["label"][:], minlength=len(domains.label_names))
     shares = np.log(counts / counts.sum() + 1e-9)
     logits = {name: np.tile(shares, (len(rows), 1)) for name, rows in sets.items()}
-    return logits, len(counts), len(domains.train)
+    return "majority class", logits, len(counts)
 
 
 def _tfidf(
     domains: Domains, sets: dict[str, Dataset], class_weights: list[float] | None, seed: int
-) -> tuple[dict[str, np.ndarray], int, int]:
+) -> tuple[str, dict[str, np.ndarray], int]:
     """Logistic regression on word and word-pair TF-IDF; its strength is chosen by 5-fold cross-validation.
 
     Of more than TFIDF_ROWS training rows it sees a random part.
@@ -79,8 +80,13 @@ def _tfidf(
 
     train = domains.train
     if len(train) > TFIDF_ROWS:
-        chosen = np.random.default_rng(seed).choice(len(train), TFIDF_ROWS, replace=False)
-        train = train.select(np.sort(chosen))
+        order = np.random.default_rng(seed).permutation(len(train))
+        shuffled = np.array(train["label"][:])[order]
+        # some of every label first, also of the rarest
+        few = [order[shuffled == label][:FEWEST] for label in range(len(domains.label_names))]
+        chosen = np.concatenate([*few, order])
+        _, first = np.unique(chosen, return_index=True)
+        train = train.select(np.sort(chosen[np.sort(first)][:TFIDF_ROWS]))
     labels = np.array(train["label"][:])
     weight = None if class_weights is None else dict(enumerate(class_weights))
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
@@ -94,4 +100,7 @@ def _tfidf(
     for name, rows in sets.items():
         parts = [search.predict_proba(vectorizer.transform(batch["text"])) for batch in rows.iter(TEST_BATCH)]
         logits[name] = np.log(np.clip(np.concatenate(parts), 1e-9, 1.0))
-    return logits, search.best_estimator_.coef_.size, len(train)
+    name = "TF-IDF + logistic regression"
+    if len(train) < len(domains.train):
+        name += f" on {len(train):,} rows"
+    return name, logits, search.best_estimator_.coef_.size

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from hf_transfer.errors import DataError, UserError, listed, nearest
+from hf_transfer.features import cache_folder, cache_key
 from hf_transfer.tables import Table, read_table
 
 if TYPE_CHECKING:
@@ -59,15 +60,21 @@ class Domains:
             return self
         new = [label_names.index(name) for name in self.label_names]
 
-        def remap(rows: Dataset) -> Dataset:
-            return rows.map(lambda row: {"label": new[row["label"]]}) if len(rows) else rows
+        def remap(name: str) -> Dataset:
+            rows: Dataset = getattr(self, name)
+            key = cache_key("relabelled", self.facts["fingerprint"], self.label_names, label_names, name)
+            return rows.map(
+                lambda batch: {"label": [new[label] for label in batch["label"]]},
+                batched=True,
+                cache_file_name=str(cache_folder() / f"rows-{key}.arrow"),
+            ) if len(rows) else rows  # fmt: skip
 
         parts = ("train", "validation", "source_test", "target_test")
-        return replace(self, label_names=label_names, **{name: remap(getattr(self, name)) for name in parts})
+        return replace(self, label_names=label_names, **{name: remap(name) for name in parts})
 
 
-def load_data(args: DataArguments, seed: int) -> Domains:
-    """Read, check, align and split the domains that `args` names.
+def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
+    """Read, check, align and split the domains that `args` names; without `quiet`, a bar shows what takes long.
 
     Raises:
         DataError: every problem found, listed at once.
@@ -75,7 +82,8 @@ def load_data(args: DataArguments, seed: int) -> Domains:
     problems: list[str] = []
     notes: list[str] = []
     texts: list[Dataset] = []
-    columns = {"text_column": args.text_column, "label_column": args.label_column, "max_rows": args.max_rows}
+    columns: dict[str, Any] = {"text_column": args.text_column, "label_column": args.label_column,
+                               "max_rows": args.max_rows, "quiet": quiet}  # fmt: skip
 
     def read(spec: str, **options: Any) -> Table | None:
         try:
@@ -183,7 +191,7 @@ def load_data(args: DataArguments, seed: int) -> Domains:
     everything = _with_columns(texts, labelled, ["label", "domain", "row"])
     return Domains(
         label_names=label_names,
-        unlabeled=_with_columns(texts, unlabeled.rows, ["row"]).select(unlabeled.rows["at"])
+        unlabeled=unlabeled.texts.add_column("row", range(len(unlabeled.texts))).select(unlabeled.rows["row"])
         if unlabeled is not None
         else None,
         facts=facts,
@@ -273,6 +281,8 @@ def _split(rows: pd.DataFrame, validation: float, test: float, seed: int) -> pd.
 
 def _assign(rows: pd.DataFrame, assign: Callable[[np.ndarray], list[str]], seed: int) -> pd.Series:
     """Shuffle the distinct texts of each label and give them the names that `assign` lists."""
+    if not len(rows):
+        return pd.Series([], index=rows.index, dtype=object, name="split")
     first = rows.sort_values(["key", "label"]).drop_duplicates("key").set_index("key")["label"]
     rng = np.random.default_rng(seed)
     where = []

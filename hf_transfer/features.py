@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-TOKENS_PER_BATCH = 4096
+CPU_TOKENS, DEVICE_TOKENS = 2048, 32_768  # a batch; on CPUs activations of more fall out of the caches
 DISK_SHARE = 0.25  # of what is free, that cached states may take
 
 
@@ -143,10 +143,10 @@ def run_trunk(
     lengths = np.array(encoded["length"][:])
     order = np.argsort(-lengths, kind="stable")
     inputs = encoded.remove_columns([c for c in ("labels",) if c in encoded.column_names])
-    begin, count = 0, 0
+    begin, count, tokens = 0, 0, CPU_TOKENS if trunk.device.type == "cpu" else DEVICE_TOKENS
     with torch.inference_mode():
         while begin < len(order):
-            size = max(1, TOKENS_PER_BATCH // int(lengths[order[begin]]))
+            size = max(1, tokens // int(lengths[order[begin]]))
             rows = order[begin : begin + size]
             if count % share[1] == share[0]:
                 batch = collator([inputs[int(i)] for i in rows]).to(trunk.device)
@@ -161,6 +161,17 @@ def fits_on_disk(trunk: PreTrainedModel, encoded: Dataset) -> bool:
     """Whether the token states of `encoded`, in float32, take no more of the cache's disk than they should."""
     size = 4 * trunk.config.hidden_size * int(np.sum(encoded["length"][:]))
     return size < DISK_SHARE * shutil.disk_usage(cache_folder()).free
+
+
+def from_first_process(value: Any) -> Any:
+    """Return what the first of several processes has for `value`: what they choose by rounded numbers might differ."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box)
+    return box[0]
 
 
 def token_states(
@@ -212,3 +223,29 @@ def token_states(
     meet()
     values = torch.from_file(str(file), shared=False, size=total * hidden, dtype=dtype).view(total, hidden)
     return TokenStates(values, lengths[order], order)
+
+
+def pooled_states(trunk: PreTrainedModel, encoded: Dataset, collator: Any, progress: Any = None) -> np.ndarray:
+    """Return mean token states, read from the cache if they are there: (rows, layers + 1, hidden) float32, input order.
+
+    Args:
+        trunk: run as it is.
+        encoded: columns of model inputs and `length`.
+        collator: makes a batch.
+        progress: a bar that is told of rows.
+    """
+    key = cache_key("pooled", weights_key(trunk), rows_key(encoded), str(trunk.dtype))
+    file = cache_folder() / f"pooled-{key}.npy"
+    if file.is_file():
+        if progress is not None:
+            progress.update(len(encoded))
+        return np.load(file, allow_pickle=False)
+    out = np.empty((len(encoded), trunk.config.num_hidden_layers + 1, trunk.config.hidden_size), dtype=np.float32)
+    for rows, mask, states in run_trunk(trunk, encoded, collator, progress):
+        weights = mask.unsqueeze(-1).float()
+        for layer, one in enumerate(states):
+            out[rows, layer] = ((one.float() * weights).sum(1) / weights.sum(1)).cpu().numpy()
+    part = file.with_suffix(f".{os.getpid()}.part.npy")
+    np.save(part, out, allow_pickle=False)
+    part.replace(file)
+    return out

@@ -66,9 +66,9 @@ def compare(
     differences: dict[str, Any] = {}
     for name, control in controls.items():
         scores[name] = {
+            "name": control.name,
             "seconds": control.seconds,
             "trainable_parameters": control.trainable_parameters,
-            "training_rows": control.training_rows,
             "peak_memory_mb": control.peak_memory_mb,
         }
         for which, output in control.logits.items():

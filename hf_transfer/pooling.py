@@ -7,7 +7,7 @@ queries are constants computes just that at every position, so plain transformer
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -53,36 +53,48 @@ class AttentionPool(nn.Module):
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return logits (batch, classes) of `states` (batch, tokens, hidden) under a boolean `mask`."""
-        states = states.to(self.dtype)
-        scores = states @ (self.queries / self.std[:, None]).to(states.dtype)
-        scores = functional.pad(scores.float(), (0, 1))  # the plain mean scores every token 0
-        weights = scores.masked_fill(~mask[..., None], float("-inf")).softmax(dim=1)
-        pooled = torch.bmm(weights.transpose(1, 2).to(states.dtype), states).float()
-        return torch.einsum("bph,phc->bc", (pooled - self.mean) / self.std, self.weight) + self.bias
+        return _all_logits([self], states, mask)[0]
 
 
-def fit_pool(
+def _all_logits(heads: list[AttentionPool], states: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """Return the logits of each of several heads, that differ in their parameters only, in one pass over `states`."""
+    first = heads[0]
+    states = states.to(first.dtype)
+    queries = torch.cat([head.queries for head in heads], dim=1)
+    scores = states @ (queries / first.std[:, None]).to(states.dtype)
+    scores = functional.pad(scores.float(), (0, 1))  # the plain mean scores every token 0
+    weights = scores.masked_fill(~mask[..., None], float("-inf")).softmax(dim=1)
+    pooled = torch.bmm(weights.transpose(1, 2).to(states.dtype), states).float()
+    pooled = (pooled - first.mean) / first.std
+    *own, mean = pooled.split([*[head.queries.shape[1] for head in heads], 1], dim=1)
+    return [
+        torch.einsum("bph,phc->bc", torch.cat([part, mean], dim=1), head.weight) + head.bias
+        for part, head in zip(own, heads, strict=True)
+    ]
+
+
+def fit_pools(
     states: TokenStates,
     labels: np.ndarray,
-    rows: np.ndarray,
+    rows: list[np.ndarray],
     *,
     classes: int,
     pools: int,
-    weight_decay: float,
+    weight_decays: list[float],
     class_weights: list[float] | None,
     seed: int,
     dtype: torch.dtype = torch.bfloat16,
     steps: int | None = None,
-) -> AttentionPool:
-    """Train an AttentionPool on `rows` of `states` (positions in its order) with AdamW and one learning-rate cycle.
+) -> list[AttentionPool]:
+    """Train AttentionPools side by side with AdamW and one learning-rate cycle: reading the states is most of the cost.
 
     Args:
         states: cached token states.
         labels: (rows,) class indices, in input order.
-        rows: which positions of `states.order` to train on.
+        rows: for each head, which positions of `states.order` to train on.
         classes: number of logits.
         pools: number of pools, the plain mean included.
-        weight_decay: AdamW's; the head's regularisation.
+        weight_decays: for each head, AdamW's; its regularisation.
         class_weights: one weight a class, or None.
         seed: of first weights, batch order and token dropout.
         dtype: to compute in.
@@ -91,34 +103,44 @@ def fit_pool(
     total = len(states.values)
     mean = sum(part.float().sum(0) for part in states.values.split(1 << 14)) / total
     square = sum(part.float().square().sum(0) for part in states.values.split(1 << 14)) / total
-    model = AttentionPool(mean, (square - mean.square()).clamp_min(1e-6).sqrt(), classes, pools, seed, dtype)
-    head = [model.weight, model.bias]
-    optimizer = torch.optim.AdamW(
-        [{"params": [model.queries], "lr": 1e-2}, {"params": head, "lr": 1e-3}], weight_decay=weight_decay
-    )
-    per_epoch = -(-len(rows) // BATCH)
+    std = (square - mean.square()).clamp_min(1e-6).sqrt()
+    heads = [AttentionPool(mean, std, classes, pools, seed, dtype) for _ in rows]
+    groups: list[dict[str, Any]] = []
+    for head, decay in zip(heads, weight_decays, strict=True):
+        groups.append({"params": [head.queries], "lr": 1e-2, "weight_decay": decay})
+        groups.append({"params": [head.weight, head.bias], "lr": 1e-3, "weight_decay": decay})
+    optimizer = torch.optim.AdamW(groups)
+    ordered = np.unique(np.concatenate(rows))
+    per_epoch = -(-len(ordered) // BATCH)
     steps = steps or int(np.clip(10 * per_epoch, *STEPS))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [1e-2, 1e-3], total_steps=steps, pct_start=0.1)
-    weight = None if class_weights is None else torch.tensor(class_weights)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
+    weight = torch.ones(classes) if class_weights is None else torch.tensor(class_weights)
+    member = torch.zeros(len(heads), len(states.order))
+    for own, mine in zip(member, rows, strict=True):
+        own[torch.from_numpy(mine)] = 1.0
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
-    ordered = np.sort(rows)
     for step in range(steps):
         if step % per_epoch == 0:
             shift = rng.integers(0, BATCH)  # other neighbours in every epoch, at no cost in padding
             cuts = [part for part in np.split(ordered, range(shift, len(ordered), BATCH)) if len(part)]
             order = rng.permutation(len(cuts))
-        chosen = cuts[order[step % per_epoch % len(cuts)]]
+        chosen = cuts[order[step % per_epoch % len(cuts)]]  # BATCH rows at most: one batch
         for batch, mask, index in states.batches(chosen, BATCH):
             kept = mask & (torch.rand(mask.shape, generator=generator) >= TOKEN_DROPOUT)
             kept[:, 0] = True
             target = torch.from_numpy(labels[index])
-            loss = functional.cross_entropy(model(batch, kept), target, weight=weight)
+            loss = torch.zeros(())
+            for logits, own in zip(_all_logits(heads, batch, kept), member, strict=True):
+                counted = own[torch.from_numpy(chosen)] * weight[target]
+                row_losses = functional.cross_entropy(logits, target, reduction="none")
+                loss = loss + (counted * row_losses).sum() / counted.sum().clamp_min(1e-6)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         schedule.step()
-    return model.eval()
+    return [head.eval() for head in heads]
 
 
 @torch.inference_mode()

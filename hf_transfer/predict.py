@@ -145,12 +145,13 @@ def scorer(folder: Path, batch_size: int = 32, engine: str = "torch") -> Callabl
     Raises:
         UserError: no such run or engine, a damaged model, or with `onnx` no export.
     """
-    if engine == "torch":
-        return _torch_scorer(folder, batch_size)
-    if engine != "onnx":
-        raise UserError(f"--engine is '{engine}'; use torch or onnx.")
     from scipy.special import softmax
 
+    if engine == "torch":
+        logits = _torch_logits(folder, batch_size)
+        return lambda texts: softmax(logits(texts), axis=1)
+    if engine != "onnx":
+        raise UserError(f"--engine is '{engine}'; use torch or onnx.")
     from hf_transfer.onnx_engine import FOLDER, Engine
 
     run = load_run(folder)
@@ -160,16 +161,14 @@ def scorer(folder: Path, batch_size: int = 32, engine: str = "torch") -> Callabl
     return lambda texts: softmax(model(texts, batch_size), axis=1)
 
 
-def _torch_scorer(folder: Path, batch_size: int) -> Callable[[list[str]], np.ndarray]:
-    import scipy.special
-    from datasets import Dataset
+def _torch_logits(folder: Path, batch_size: int) -> Callable[[list[str]], np.ndarray]:
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     from hf_transfer import tasks
     from hf_transfer.arguments import best_precision
     from hf_transfer.console import Console
-    from hf_transfer.inference import predict_logits
+    from hf_transfer.inference import text_logits
     from hf_transfer.models import brief
 
     Console(quiet=True)
@@ -180,15 +179,8 @@ def _torch_scorer(folder: Path, batch_size: int) -> Callable[[list[str]], np.nda
         model = task.auto_model.from_pretrained(folder, use_safetensors=True).eval()
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: its model can't be loaded ({brief(error)}); make the run again.") from error
-    collator = task.collator(tokenizer)
     precision = "fp32" if run.precision == "fp32" else best_precision()
-
-    def score(texts: list[str]) -> np.ndarray:
-        encoded, _ = task.encode(tokenizer, Dataset.from_dict({"text": texts}), tokenizer.model_max_length)
-        logits = predict_logits(model, encoded, collator, precision=precision, batch_size=batch_size)
-        return scipy.special.softmax(logits, axis=1)
-
-    return score
+    return text_logits(model, tokenizer, task.collator(tokenizer), precision=precision, batch_size=batch_size)
 
 
 def _schema(dataset: Dataset, added: list[str]) -> Any:

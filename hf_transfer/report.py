@@ -28,12 +28,9 @@ def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
         which = test_set(run)
         if run.data["fingerprint"] not in seen:
             seen.add(run.data["fingerprint"])
-            for name, scores in run.metrics["controls"].items():
-                label = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}[name]
-                if scores["training_rows"] < run.data["rows"]["train"]:
-                    label += f" on {scores['training_rows']:,} rows"
+            for scores in run.metrics["controls"].values():
                 cost = (scores["seconds"], scores["trainable_parameters"], scores["peak_memory_mb"])
-                out.append(_row(label, None, scores[which], scores.get("source_test"), None, run, cost))
+                out.append(_row(scores["name"], None, scores[which], scores.get("source_test"), None, run, cost))
     for run in runs:
         which = test_set(run)
         difference = run.metrics["differences"][which]["tfidf"]
@@ -116,7 +113,7 @@ def verdict(run: Run) -> str:
     words = "helps" if difference["low"] > 0 else "hurts" if difference["high"] < 0 else "shows no difference"
     rows = run.metrics[which]["n"]
     return (
-        f"{run.method} {words} against TF-IDF + logistic regression: "
+        f"{run.method} {words} against {run.metrics['controls']['tfidf']['name']}: "
         f"{_with_interval(difference['value'], (difference['low'], difference['high']), '+')} points on {rows} rows."
     )
 

@@ -60,8 +60,9 @@ def read_table(
     domain_column: str | None = None,
     max_rows: int | None = None,
     labelled: bool = True,
+    quiet: bool = True,
 ) -> Table:
-    """Read `spec` into a Table.
+    """Read `spec` into a Table; without `quiet`, a bar shows what takes long.
 
     Raises:
         UserError: it can't be read, lacks columns, or over 5 % of its texts or labels are missing; all found.
@@ -95,7 +96,7 @@ def read_table(
     }
     if texts is None:
         raise DataError(problems)
-    rows = text_facts(texts if whole is dataset else texts.select(kept))
+    rows = text_facts(texts if whole is dataset else texts.select(kept), quiet=quiet)
     rows.insert(0, "row", kept)
     rows = rows.assign(**{name: values for name, values in columns.items() if values is not None})
     notes = [f"text from column '{text}'" + (f", label from '{label}'" if label else "")]
@@ -163,7 +164,7 @@ def _one_dataset(loaded: Any) -> Dataset:
     import datasets
 
     if isinstance(loaded, datasets.Dataset):
-        return loaded
+        return loaded.with_format(None)  # it may have been saved as tensors
     if len(loaded) == 1:  # a table whose only part is called `train` is not split
         return next(iter(loaded.values()))
     return datasets.concatenate_datasets(
@@ -306,7 +307,13 @@ def _texts(spec: str, dataset: Dataset, column: str) -> Dataset:
                             "--text_column.")  # fmt: skip
         return {"text": [None if v is None or v != v else str(v) for v in values]}
 
-    return dataset.map(strings, batched=True, remove_columns=dataset.column_names, features=kind)
+    from hf_transfer.features import cache_folder, cache_key, table_key
+
+    # beside our other files: by default the result would be written beside the user's data
+    file = cache_folder() / f"texts-{cache_key(table_key(dataset, [column]))}.arrow"
+    return dataset.map(
+        strings, batched=True, remove_columns=dataset.column_names, features=kind, cache_file_name=str(file)
+    )
 
 
 def _distinct(dataset: Dataset, column: str) -> tuple[list[Any], np.ndarray]:

@@ -20,20 +20,21 @@ def normalise(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text.strip()
 
 
-def text_facts(texts: Dataset) -> pd.DataFrame:
+def text_facts(texts: Dataset, *, quiet: bool = True) -> pd.DataFrame:
     """Return `key` and `content` (64-bit hashes of a text, normalised and as it is) and `words` of each row.
 
     Among ten million texts two share a hash by chance once in 400,000 tables.
 
     Args:
         texts: column `text`; a row without words has none to train on.
+        quiet: no progress bar; else there is one where it takes over two seconds.
     """
     import pandas as pd
-    from datasets.utils import tqdm
+    from tqdm import tqdm
 
     found = {name: np.empty(len(texts), dtype=np.int64) for name in ("key", "content", "words")}
     i = 0
-    with tqdm(total=len(texts), desc="read", unit="row", delay=2, leave=False) as bar:
+    with tqdm(total=len(texts), desc="read", unit="row", delay=2, leave=False, disable=quiet) as bar:
         for batch in texts.with_format("arrow").iter(BATCH):
             for value in batch["text"].to_pylist():
                 text = value or ""

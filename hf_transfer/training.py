@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_transfer.models import Loaded
     from hf_transfer.tasks import Task
 
+SHOW_ROWS = 20_000  # tokenising more than these takes so long that a bar is shown
 SETS = ("train", "validation", "source_test", "target_test")
 SPARE_DISK = 10  # the run folder and three checkpoints with Adam's state, in multiples of the weights in float32
 
@@ -85,12 +86,16 @@ def encode_all(
     Raises:
         UserError: `--max_length` is beyond what the model takes, or cuts every training text.
     """
+    import datasets
+
     max_length, room = arguments.data.max_length, longest_input(loaded)
     if max_length > room:
         raise UserError(f"--max_length {max_length} is beyond the {room} tokens that {loaded.name} takes; lower it.")
     tokenizer = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
     settings = {**tokenizer, "truncation": None, "padding": None}  # these two follow the last call
     encoded, cut = {}, {}
+    if not arguments.train.quiet and sum(domains.facts["rows"].values()) > SHOW_ROWS:
+        datasets.enable_progress_bars()
     with arguments.train.main_process_first(desc="tokenise"):
         for name in SETS:
             rows: Dataset = getattr(domains, name)
@@ -101,6 +106,7 @@ def encode_all(
             encoded[name], cut[name] = task.encode(
                 loaded.tokenizer, rows, max_length, str(cache_folder() / f"tokens-{key}.arrow")
             )
+    datasets.disable_progress_bars()
     if cut["train"] and max_length < room and min(encoded["train"]["length"][:]) == max_length:
         raise UserError(f"every training text is longer than --max_length {max_length} tokens; raise it.")
     return encoded, cut

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> Run:
     seed = arguments.train.seed
     with Meter() as meter:
         with meter.stage("read"):
-            domains = load_data(arguments.data, seed)
+            domains = load_data(arguments.data, seed, quiet=console.quiet)
             domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
             weights = class_weights(arguments, domains)
         controls = run_controls(domains, weights, seed, meter)

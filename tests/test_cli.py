@@ -23,6 +23,7 @@ PACKAGE = REPOSITORY / "hf_transfer"
 RECIPES = ["finetune", "quickstart"]
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
 TASKS = ["text_classification"]
+DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
 DOMAINS = ("films", "gadgets", "hotels")
 
 
@@ -59,22 +60,23 @@ def test_list_names_everything(capsys):
         "recipes": RECIPES,
         "methods": METHODS,
         "tasks": TASKS,
+        "diagnostics": DIAGNOSTICS,
     }
-    assert [len(lines) for lines in found.values()] == [2, 8, 1]
+    assert [len(lines) for lines in found.values()] == [2, 8, 1, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 11
+    assert len(set(descriptions)) == 18
 
 
 def test_list_is_what_can_be_loaded(capsys):
     found = listing(capsys)
-    for kind in ("methods", "tasks"):
+    for kind in ("methods", "tasks", "diagnostics"):
         folder = PACKAGE / kind
         names = plugin_names([str(folder)])
         assert names == [name for name, _ in found[kind]]
-        assert len(names) == {"methods": 8, "tasks": 1}[kind]
+        assert len(names) == {"methods": 8, "tasks": 1, "diagnostics": 7}[kind]
         for name, description in found[kind]:
             module = load_plugin(kind, f"hf_transfer.{kind}", [str(folder)], name)
             assert module.__doc__.splitlines()[0] == description
@@ -157,9 +159,10 @@ def test_recipe_flags_in_examples_exist():
 
 def test_examples_of_the_help_parse():
     lines = [line.strip() for line in EXAMPLES.splitlines() if line.startswith("  hf-transfer ")]
-    assert len(lines) == 8
+    assert len(lines) == 10
     actions = [_parser().parse_args(shlex.split(line)[1:]).action.__name__ for line in lines]
-    assert actions == ["_quickstart", "_run", "_run", "_predict", "_report", "_demo", "_publish", "_export"]
+    assert actions == ["_quickstart", "_gap", "_rank", "_run", "_run", "_predict", "_report", "_demo", "_publish",
+                       "_export"]  # fmt: skip
 
 
 # the embedded corpus

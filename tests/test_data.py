@@ -226,6 +226,11 @@ def test_split_column_of_the_source(tables_in):
     assert len(domains.target_test) == 40
 
 
+def test_a_source_of_test_rows_alone_is_refused(tables_in):
+    with pytest.raises(DataError, match="too few training rows"):
+        tables_in.load(with_splits(make_rows("hotel", 100), 0, 0), make_rows("film", 40))
+
+
 def test_validation_is_taken_from_train_if_the_split_column_has_none(tables_in):
     source = with_splits(make_rows("hotel", 100), 60, 0)
     domains = tables_in.load(source, make_rows("film", 40))

@@ -18,9 +18,11 @@ from hf_transfer.arguments import parse
 from hf_transfer.controls import run_controls
 from hf_transfer.data import load_data
 from hf_transfer.errors import UserError
+from hf_transfer.features import TokenStates
 from hf_transfer.inference import predict_logits
 from hf_transfer.methods import Setup
 from hf_transfer.models import layers, load_model
+from hf_transfer.pooling import fit_pools, pool_logits
 from hf_transfer.resources import Meter
 from hf_transfer.results import load_run
 from hf_transfer.training import encode_all, fit
@@ -316,12 +318,54 @@ def test_controls_are_those_of_scikit_learn(tables):
     assert controls["tfidf"].logits["target_test"].shape == (40, 2)
 
 
-def test_tfidf_sees_a_part_of_many_rows(tables, monkeypatch):
-    monkeypatch.setattr("hf_transfer.controls.TFIDF_ROWS", 30)
-    domains = load_data(parse(flags("full", "unused", tables, "unused")).data, 0)
+def test_tfidf_sees_a_part_of_many_rows(tables, tmp_path, monkeypatch):
+    """Also of a label so rare that a random part would hold none of it."""
+    texts = [json.loads(line) for line in tables["source"].read_text().splitlines()]
+    rare = [{"text": f"a rare word {i} {word}", "label": "rare"} for i, word in enumerate("abcdefgh")]
+    source = conftest.write_table(tmp_path / "source.jsonl", texts + rare)
+    domains = load_data(parse(flags("full", "unused", {**tables, "source": source}, "unused")).data, 0)
+    assert len(domains.train) > 30
     with Meter() as meter:
-        part = run_controls(domains, None, 0, meter)["tfidf"]
-        monkeypatch.undo()
         whole = run_controls(domains, None, 0, meter)["tfidf"]
-    assert (part.training_rows, whole.training_rows) == (30, len(domains.train))
+        monkeypatch.setattr("hf_transfer.controls.TFIDF_ROWS", 30)
+        part = run_controls(domains, None, 0, meter)["tfidf"]
+    assert (whole.name, part.name) == ("TF-IDF + logistic regression", "TF-IDF + logistic regression on 30 rows")
+    assert part.logits["target_test"].shape == whole.logits["target_test"].shape == (40, 3)
     assert part.trainable_parameters < whole.trainable_parameters
+
+
+def token_states(rows=90, hidden=16):
+    """States of texts of 3 to 12 tokens, whose first unit tells the class."""
+    rng = np.random.default_rng(0)
+    lengths = np.sort(rng.integers(3, 13, rows))[::-1].copy()
+    order, labels = rng.permutation(rows), rng.integers(0, 2, rows)
+    states = TokenStates(torch.from_numpy(rng.normal(size=(lengths.sum(), hidden)).astype(np.float32)), lengths, order)
+    states.values[:, 0] += torch.from_numpy(4 * np.repeat(labels[order], lengths)).float()
+    return states, labels
+
+
+def test_heads_trained_side_by_side_are_those_trained_alone():
+    states, labels = token_states()
+    options = {"classes": 2, "pools": 3, "class_weights": [1.0, 2.0], "seed": 0, "dtype": torch.float32, "steps": 300}
+    everything, part = np.arange(90), np.arange(0, 90, 3)
+    both = fit_pools(states, labels, [everything, everything, part], weight_decays=[0.5, 5.0, 0.5], **options)
+    for head, decay in zip(both[:2], (0.5, 5.0), strict=True):
+        (alone,) = fit_pools(states, labels, [everything], weight_decays=[decay], **options)
+        logits = pool_logits(alone, states, everything)
+        np.testing.assert_allclose(pool_logits(head, states, everything), logits, atol=1e-5)
+        assert (logits.argmax(1) == labels[states.order]).mean() > 0.8
+    apart = np.abs(pool_logits(both[0], states, everything) - pool_logits(both[1], states, everything))
+    assert apart.max() > 0.01, "each head has its own weight decay"
+    # the third head has seen nothing but its own rows: other labels elsewhere change nothing
+    other = labels.copy()
+    outside = states.order[np.setdiff1d(everything, part)]
+    other[outside] = 1 - other[outside]
+    again = fit_pools(states, other, [everything, part], weight_decays=[0.5, 0.5], **options)[1]
+    np.testing.assert_allclose(pool_logits(again, states, part), pool_logits(both[2], states, part), atol=1e-5)
+
+
+def test_frozen_needs_disk_for_its_states(tables, tiny, tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr("hf_transfer.methods.frozen.fits_on_disk", lambda *_: False)
+    with pytest.raises(UserError, match=r"states of \d+ rows would fill the disk"):
+        recipe(flags("frozen", str(tiny), tables, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

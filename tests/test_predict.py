@@ -70,6 +70,20 @@ def test_every_row_in_order_and_as_pipeline_says(suffix, run, fresh, tmp_path, m
         assert scored["confidence"][i] == pytest.approx(max(expected.values()), abs=1e-5)
 
 
+def test_bfloat16_weights_change_frozen_probabilities_little(tiny, tables, recipe, tmp_path, monkeypatch):
+    """What predicts in bfloat16 has its weights in it too; frozen's head holds constants of 30,000."""
+    made = recipe(["--model", str(tiny), "--method", "frozen", "--source", str(tables["source"]),
+                   "--target", str(tables["target"]), "--output_dir", str(tmp_path / "run"), "--max_length", "48",
+                   "--precision", "bf16", "--quiet"])  # fmt: skip
+    texts = conftest.corpus_texts("films")[:60]
+    found = {}
+    for precision in ("fp32", "bf16"):
+        monkeypatch.setattr("hf_transfer.arguments.best_precision", lambda precision=precision: precision)
+        found[precision] = predict.scorer(made.folder)(texts)
+    assert 0 < np.abs(found["bf16"] - found["fp32"]).max() < 0.02
+    assert found["fp32"].std() > 0.02
+
+
 def interrupted(run, fresh, output, monkeypatch):
     """Stop in the third chunk of eight rows; what was scored until then."""
     monkeypatch.setattr(predict, "CHUNK", 8)

@@ -36,12 +36,12 @@ def scores(accuracy, macro_f1, n=200):
     }
 
 
-def control(accuracy, macro_f1, seconds, parameters, sets=("source_test", "target_test")):
+def control(name, accuracy, macro_f1, seconds, parameters, sets=("source_test", "target_test")):
     return {
+        "name": name,
         **{name: scores(accuracy, macro_f1) for name in sets},
         "seconds": seconds,
         "trainable_parameters": parameters,
-        "training_rows": 700,
         "peak_memory_mb": 321,
     }
 
@@ -69,8 +69,8 @@ def make_run(folder, method="lora", accuracy=0.85, gain=(0.05, 0.01, 0.09), fing
             "source_test": scores(0.91, 0.9),
             "target_test": scores(accuracy, accuracy - 0.012),
             "controls": {
-                "majority": control(0.501, 0.334, 0.02, 2),
-                "tfidf": control(0.777, 0.766, 1.54, 12345),
+                "majority": control(MAJORITY, 0.501, 0.334, 0.02, 2),
+                "tfidf": control(TFIDF, 0.777, 0.766, 1.54, 12345),
             },
             "differences": {
                 name: {
@@ -238,7 +238,8 @@ def test_controls_appear_once_for_equal_data(three, tmp_path):
 
 def test_a_control_of_fewer_rows_says_so(tmp_path):
     run = make_run(tmp_path / "run")
-    run.metrics["controls"]["tfidf"]["training_rows"] = 50
+    run.metrics["controls"]["tfidf"]["name"] = f"{TFIDF} on 50 rows"
+    assert f"against {TFIDF} on 50 rows: " in verdict(run)
     assert [row["arm"] for row in rows_of([run])] == [MAJORITY, f"{TFIDF} on 50 rows", "lora"]
 
 

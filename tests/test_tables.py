@@ -118,6 +118,12 @@ def test_save_to_disk_dataset(tmp_path):
     assert "split" not in table.rows
 
 
+def test_a_dataset_saved_as_tensors(tmp_path):
+    datasets.Dataset.from_list(ROWS).with_format("torch").save_to_disk(tmp_path / "books")
+    table = read_table(str(tmp_path / "books"))
+    assert pairs(table) == list(zip(TEXTS, LABELS, strict=True))
+
+
 def test_save_to_disk_dataset_dict(tmp_path):
     parts = {"train": ROWS[:10], "validation": ROWS[10:12], "test": ROWS[12:]}
     saved = {name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}

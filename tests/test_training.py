@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import conftest
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -116,13 +118,14 @@ def test_a_head_of_the_same_labels_is_kept_and_forgetting_measured(plain, tables
 
 
 @pytest.mark.recipe
-def test_two_processes_are_two_and_change_nothing(plain, steady, tables, tmp_path):
-    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "finetune",
-               *flags(steady, tables, tmp_path / "run", "--per_device_train_batch_size", "8")]  # fmt: skip
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_are_several_and_change_nothing(count, plain, steady, tables, tmp_path):
+    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", str(count), "finetune",
+               *flags(steady, tables, tmp_path / "run", "--per_device_train_batch_size", str(16 // count))]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     run = load_run(tmp_path / "run")
-    assert run.world_size == 2
+    assert run.world_size == count
     assert plain.world_size == 1
     same(plain, run)
     assert run.data["rows"]["target_test"] == run.metrics["target_test"]["n"] == 40
@@ -288,3 +291,24 @@ def test_a_config_file_and_a_flag_that_wins(steady, tables, recipe, tmp_path):
     assert run.arguments["lora_r"] == 3
     adapter = json.loads((run.folder / "adapter" / "adapter_config.json").read_text())
     assert adapter["r"] == 3
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("column", ["text", "number"])
+def test_nothing_is_written_beside_the_data(column, plain, tables, recipe, tmp_path):
+    """A dataset folder may be read-only, and is not ours: relabelling, tokenising and recording leave it alone."""
+    rows = [json.loads(line) for line in tables["source"].read_text().splitlines()]
+    folder = tmp_path / "data"
+    saved = [{**row, "number": 1000 + i} for i, row in enumerate(rows)]
+    datasets.Dataset.from_list(saved).save_to_disk(folder)
+    before = sorted(folder.rglob("*"))
+    turned = tmp_path / "turned"
+    shutil.copytree(plain.folder, turned)
+    config = json.loads((turned / "config.json").read_text())
+    config["id2label"] = {"0": config["id2label"]["1"], "1": config["id2label"]["0"]}
+    config["label2id"] = {name: int(i) for i, name in config["id2label"].items()}
+    (turned / "config.json").write_text(json.dumps(config))
+    run = recipe(["--model", str(turned), "--source", str(folder), "--text_column", column, "--max_length", "48",
+                  "--max_steps", "2", "--quiet", "--output_dir", str(tmp_path / "run")])  # fmt: skip
+    assert run.label_names == list(config["id2label"].values()), "the rows were relabelled"
+    assert sorted(folder.rglob("*")) == before

@@ -14,12 +14,22 @@ from typing import Any
 import numpy as np
 
 from hf_transfer.errors import UserError
-from hf_transfer.features import TokenStates, cut, frozen_copy, run_trunk, token_states
+from hf_transfer.features import (
+    TokenStates,
+    cache_folder,
+    cut,
+    fits_on_disk,
+    from_first_process,
+    frozen_copy,
+    run_trunk,
+    token_states,
+)
 from hf_transfer.methods import Prepared, Setup, as_it_is
 from hf_transfer.models import layers
 
 DEFAULTS: dict[str, Any] = {}
-SUBSET = 512  # rows on which the layers are compared
+# layers are compared on this many rows, by the beginning of each text, with heads trained for so many steps
+SUBSET, COMPARE_TOKENS, COMPARE_STEPS = 512, 128, 60
 WEIGHT_DECAYS = (0.5, 5.0)
 
 
@@ -36,7 +46,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     """Train the head on cached activations and write it into the model; nothing is left for the Trainer.
 
     Raises:
-        UserError: a layer that the model does not have.
+        UserError: a layer that the model does not have, or too little disk for the activations.
     """
     from hf_transfer import pooling
 
@@ -50,6 +60,9 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
             raise UserError(f"--frozen_layer has no meaning for {model.config.model_type} models: their head reads the "
                             "last layer; leave it out.")  # fmt: skip
         return _probe_own_pooling(setup)
+    if not fits_on_disk(model, setup.train):
+        raise UserError(f"the states of {len(setup.train):,} rows would fill the disk of {cache_folder()}; point "
+                        "HF_TRANSFER_CACHE elsewhere, lower --max_rows, or use --method full.")  # fmt: skip
     from tqdm import tqdm
 
     labels = np.array(setup.train["labels"][:])
@@ -58,7 +71,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         layer = args.frozen_layer
         by_layer: dict[str, float] = {}
         if layer is None:
-            layer, by_layer = _choose_layer(setup, trunk, labels, bar)
+            layer, by_layer = from_first_process(_choose_layer(setup, trunk, labels, bar))
         cut(trunk, layer)
         bar.set_description("encode")
         bar.reset(total=len(setup.train))
@@ -73,23 +86,25 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         everything = np.arange(len(labels))
         if len(setup.validation):
             fitted = everything
-            held_out_labels = np.array(setup.validation["labels"][:])
             held_out = token_states(trunk, setup.validation, setup.collator)
+            held_out_labels = np.array(setup.validation["labels"][:])
             tested = np.arange(len(held_out.order))
         else:
             held_out, held_out_labels = states, labels
             fold = np.random.default_rng(setup.seed).permutation(len(labels))
-            fitted, tested = np.sort(fold[len(fold) // 5 :]), np.sort(fold[: len(fold) // 5])
-        heads, scores = {}, {}
-        for decay in WEIGHT_DECAYS:
-            bar.set_description(f"head, weight decay {decay}")
-            heads[decay] = pooling.fit_pool(states, labels, fitted, weight_decay=decay, **options)
-            logits = pooling.pool_logits(heads[decay], held_out, tested)
-            scores[decay] = _cross_entropy(logits, held_out_labels[held_out.order[tested]])
-        best = min(scores, key=lambda decay: scores[decay])
-        head = heads[best]
-        if fitted is not everything:
-            head = pooling.fit_pool(states, labels, everything, weight_decay=best, **options)
+            fitted, tested = fold[len(fold) // 5 :], fold[: len(fold) // 5]
+        bar.set_description("head")
+        parts = [fitted] if fitted is everything else [fitted, everything]
+        arms = [(rows, decay) for rows in parts for decay in WEIGHT_DECAYS]
+        heads = pooling.fit_pools(
+            states, labels, [rows for rows, _ in arms], weight_decays=[decay for _, decay in arms], **options
+        )
+        scores = {}
+        for decay, tried in zip(WEIGHT_DECAYS, heads, strict=False):
+            logits = pooling.pool_logits(tried, held_out, tested)
+            scores[decay] = _cross_entropy(logits, held_out_labels[held_out.order[np.sort(tested)]])
+        best = from_first_process(min(scores, key=lambda decay: scores[decay]))
+        head = heads[-len(WEIGHT_DECAYS) :][WEIGHT_DECAYS.index(best)]  # of all rows
     cut(model, min(layer + 1, depth))
     if layer == depth:
         stack = layers(model)
@@ -115,7 +130,7 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
 
     rng = np.random.default_rng(setup.seed)
     picked = np.sort(rng.permutation(len(labels))[:SUBSET])
-    subset = setup.train.select(picked)
+    subset = setup.train.select(picked).map(_beginning, keep_in_memory=True, load_from_cache_file=False)
     bar.reset(total=len(picked))
     depth = trunk.config.num_hidden_layers
     parts: list[list[Any]] = [[] for _ in range(depth)]
@@ -131,24 +146,30 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
         bar.set_description(f"compare layer {layer + 1}")
         states = TokenStates(torch.cat(parts[layer]), lengths[order], order)
         parts[layer].clear()
+        folds = [fold[:half], fold[half:]]
+        heads = pooling.fit_pools(
+            states,
+            labels[picked],
+            folds[::-1],
+            classes=trunk.config.num_labels,
+            pools=2,
+            weight_decays=[WEIGHT_DECAYS[-1]] * 2,
+            class_weights=setup.class_weights,
+            seed=setup.seed,
+            dtype=_fast(setup),
+            steps=COMPARE_STEPS,
+        )
         right = []
-        for tested in (fold[:half], fold[half:]):
-            head = pooling.fit_pool(
-                states,
-                labels[picked],
-                np.setdiff1d(fold, tested),
-                classes=trunk.config.num_labels,
-                pools=2,
-                weight_decay=WEIGHT_DECAYS[-1],
-                class_weights=setup.class_weights,
-                seed=setup.seed,
-                dtype=_fast(setup),
-                steps=60,
-            )
+        for head, tested in zip(heads, folds, strict=True):
             logits = pooling.pool_logits(head, states, tested)
             right.append(logits.argmax(1) == labels[picked][order[np.sort(tested)]])
         accuracy[str(layer + 1)] = round(float(np.concatenate(right).mean()), 4)
     return int(max(accuracy, key=lambda name: accuracy[name])), accuracy
+
+
+def _beginning(row: dict[str, Any]) -> dict[str, Any]:
+    lists = {name: value[:COMPARE_TOKENS] for name, value in row.items() if isinstance(value, list)}
+    return {**lists, "length": min(row["length"], COMPARE_TOKENS)}
 
 
 def _fast(setup: Setup) -> Any:

@@ -24,7 +24,7 @@ def encode(tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | 
         tokenizer: a fast tokenizer.
         dataset: columns `text` and maybe `label`.
         max_length: tokens kept, special ones included.
-        cache_file: an Arrow file that is read if it is there and written if not.
+        cache_file: an Arrow file that is read if it is there and written if not; without one it is kept in memory.
 
     Returns:
         The encoded dataset, and the share of all tokens that were cut.
@@ -46,7 +46,12 @@ def encode(tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | 
         return out
 
     encoded = dataset.map(
-        batch, batched=True, remove_columns=dataset.column_names, cache_file_name=cache_file, desc="tokenise"
+        batch,
+        batched=True,
+        remove_columns=dataset.column_names,
+        cache_file_name=cache_file,
+        keep_in_memory=cache_file is None,  # by default a file would be written beside the user's data
+        desc="tokenise",
     )
     lost = np.array(encoded["lost"][:])
     share = lost.sum() / max(1, lost.sum() + sum(encoded["length"][:]))

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-CONTROLS = {"majority": "majority class", "tfidf": "TF-IDF + logistic regression"}
 SCALE = "Scores in %, with 95 % bootstrap intervals over the test texts; gains are in points, paired."
 
 
@@ -34,7 +33,8 @@ def verdict(run: dict[str, Any]) -> str:
     """Say in one sentence whether the model beat TF-IDF on the test texts."""
     gain = run["metrics"]["differences"][test_set(run)]["tfidf"]
     words = "helps" if gain["low"] > 0 else "hurts" if gain["high"] < 0 else "shows no difference"
-    return (f"{plain(run['method'])} {words} against TF-IDF + logistic regression: {_gain(gain)} points on "
+    return (f"{plain(run['method'])} {words} against "
+            f"{plain(run['metrics']['controls']['tfidf']['name'])}: {_gain(gain)} points on "
             f"{run['metrics'][test_set(run)]['n']:,} test texts.")  # fmt: skip
 
 
@@ -46,8 +46,8 @@ def scores(models: list[tuple[str, dict[str, Any]]]) -> str:
     lines = []
     for group in groups.values():
         _, run = group[0]
-        for name, control in run["metrics"]["controls"].items():
-            lines.append([CONTROLS.get(name, plain(name)), *_scores(control, run), ""])
+        for control in run["metrics"]["controls"].values():
+            lines.append([plain(control["name"]), *_scores(control, run), ""])
         for name, run in group:
             title = name if name == run["method"] else f"{name} ({run['method']})"
             gain = _gain(run["metrics"]["differences"][test_set(run)]["tfidf"])

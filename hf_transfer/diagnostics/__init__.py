@@ -1,0 +1,65 @@
+"""What separates two domains: one file is one measurement, found by its name.
+
+A diagnostic module has a docstring (its line in `hf-transfer list`) and `measure(source, target, seed) -> Finding`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_transfer.plugins import load_plugin, plugin_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Side:
+    """One domain, as diagnostics see it: a sample of its rows.
+
+    Attributes:
+        name: of the domain.
+        texts: (rows,) of the sample.
+        labels: (rows,) label names, or None where it has none.
+        facts: of *all* rows of the domain, see `text_facts`; with `label` where there are labels.
+        pieces: (rows,) tokens that the model's tokenizer makes of each text, uncut.
+        states: (rows, layers + 1, hidden) mean token states, embeddings first.
+    """
+
+    name: str
+    texts: list[str]
+    labels: np.ndarray | None
+    facts: pd.DataFrame
+    pieces: np.ndarray
+    states: np.ndarray
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a diagnostic measured, and what it means.
+
+    Attributes:
+        summary: one line for the table.
+        advice: one sentence; empty where there is nothing to do.
+        apart: whether the domains differ in this, beyond what two samples of one domain would.
+        numbers: everything measured, ready for JSON.
+    """
+
+    summary: str
+    advice: str
+    apart: bool
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+def names() -> list[str]:
+    """Return the names of all diagnostics."""
+    return plugin_names(__path__)
+
+
+def load(name: str) -> ModuleType:
+    """Import a diagnostic by its name."""
+    return load_plugin("diagnostic", __name__, __path__, name)

@@ -1,0 +1,76 @@
+"""Concept: whether the same text would get another label, where both domains have labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_transfer.diagnostics import Finding, Side
+
+FOLDS = 5
+FEWEST = 30  # rows alike, below which nothing is said of them
+ALIKE = 0.3  # probability of the source from which a target row counts as like it
+
+
+def measure(source: Side, target: Side, seed: int) -> Finding:
+    """Compare linear probes on the target's rows: one trained on the source, one on other target rows.
+
+    Where the domains look alike, what the source's probe loses against the target's own is no matter of the texts: the
+    labels mean something else. So it is where the source's probe is worse than guessing.
+    """
+    if source.labels is None or target.labels is None:
+        missing = " and ".join(n for n, s in (("source", source), ("target", target)) if s.labels is None)
+        return Finding(f"not measured: the {missing} has no labels", "", apart=False)
+    layer = source.states.shape[1] * 2 // 3
+    a, b = source.states[:, layer], target.states[:, layer]
+    own = _held_out(b, target.labels, seed)
+    theirs = _probe().fit(a, source.labels).predict(b)
+    right_own, right = own == target.labels, theirs == target.labels
+    within = float((_held_out(a, source.labels, seed) == source.labels).mean())
+    classes = len(np.unique(np.concatenate([source.labels, target.labels])))
+    # below what guessing would give: the source's labels point the wrong way
+    turned = float(right.mean()) < 1 / classes - 2 * float(np.sqrt(0.25 / len(right)))
+    overlap = _where_alike(a, b, seed)
+    enough = bool(overlap.sum() >= FEWEST)
+    alike = float(right_own[overlap].mean() - right[overlap].mean()) if enough else None
+    apart = turned or (alike is not None and alike > max(0.1, 2 * float(np.sqrt(0.5 / overlap.sum()))))
+    advice = ""
+    if apart:
+        advice = ("Texts that look alike are labelled otherwise in the target: no alignment mends that; label some "
+                  "target rows (--target_shots) or leave the source out.")  # fmt: skip
+    return Finding(
+        summary=f"a linear probe of the source is right on {right.mean():.1%} of the target, one of the target on "
+        f"{right_own.mean():.1%} (of the source within itself {within:.1%})",
+        advice=advice,
+        apart=apart,
+        numbers={
+            "layer": layer,
+            "source_probe_on_source": within,
+            "source_probe_on_target": float(right.mean()),
+            "target_probe_on_target": float(right_own.mean()),
+            "loss_where_alike": alike,
+            "rows_alike": int(overlap.sum()),
+        },
+    )
+
+
+def _probe():  # noqa: ANN202
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+
+
+def _held_out(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    from sklearn.model_selection import KFold, cross_val_predict
+
+    return cross_val_predict(_probe(), features, labels, cv=KFold(FOLDS, shuffle=True, random_state=seed))
+
+
+def _where_alike(a: np.ndarray, b: np.ndarray, seed: int) -> np.ndarray:
+    """Return which rows of `b` a domain classifier, trained without them, might take for rows of `a`."""
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    features, domain = np.concatenate([a, b]), np.repeat([0, 1], [len(a), len(b)])
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    return cross_val_predict(_probe(), features, domain, cv=folds, method="predict_proba")[len(a) :, 0] >= ALIKE

@@ -1,0 +1,238 @@
+"""`gap` and `rank`: their numbers against independent formulas, and generated shifts told apart."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.optimize
+import scipy.stats
+from conftest import write_table
+
+from hf_transfer import diagnostics, features, transferability
+from hf_transfer.cli import main
+from hf_transfer.diagnostics import Side, mmd, proxy_a_distance, vocabulary
+from hf_transfer.errors import UserError
+from hf_transfer.gap import domain_gap
+from hf_transfer.rank import rank_models
+
+GOOD, BAD = ["great", "lovely", "clean", "perfect"], ["awful", "dirty", "broken", "poor"]
+PLACES = ["hotel", "room", "bed", "staff", "breakfast", "lobby", "pool", "view"]
+GADGETS = ["battery", "screen", "charger", "cable", "button", "sound", "device", "camera"]
+KINDS = ("vocabulary", "length", "labels", "concept")
+
+
+def rows(count, seed, *, words=PLACES, positive=0.5, flipped=False, length=12):
+    """Texts whose label is that of their one telling word; returns dicts."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(count):
+        good = rng.random() < positive
+        text = [*rng.choice(words, length), *rng.choice(GOOD if good else BAD, 3), str(seed * 10_000 + i)]
+        rng.shuffle(text)
+        out.append({"text": " ".join(text), "label": ["neg", "pos"][good != flipped]})
+    return out
+
+
+@pytest.fixture
+def measured(tiny, tmp_path):
+    """Write two tables, run the command, and read what it wrote."""
+
+    def measure(source, target, **options):
+        files = [str(write_table(tmp_path / f"{name}.jsonl", table))
+                 for name, table in (("here", source), ("there", target))]  # fmt: skip
+        text = domain_gap(*files, model=str(tiny), output_dir=str(tmp_path / "out"), quiet=True, **options)
+        return text, json.loads((tmp_path / "out" / "gap.json").read_text())
+
+    return measure
+
+
+def test_all_diagnostics_are_found():
+    assert diagnostics.names() == ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
+
+
+SHIFTS = {
+    "none": ({}, []),
+    "words": ({"words": GADGETS}, ["vocabulary"]),
+    "length": ({"length": 30}, ["length"]),
+    "label prior": ({"positive": 0.85}, ["labels"]),
+    "concept": ({"flipped": True}, ["concept"]),
+}
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_generated_shifts_are_told_apart(shift, measured):
+    change, expected = SHIFTS[shift]
+    text, facts = measured(rows(400, 1), rows(400, 2, **change))
+    assert [kind for kind in KINDS if facts["findings"][kind]["apart"]] == expected
+    said = {"vocabulary": "words", "length": "length", "labels": "the mix of labels", "concept": "what the labels mean"}
+    for kind, words in said.items():
+        assert (words in facts["verdict"].replace("not in words, length or labels", "")) == (kind in expected)
+    assert facts["verdict"] in text
+    advice = [finding["advice"] for finding in facts["findings"].values() if finding["advice"]]
+    assert all(sentence in text for sentence in advice)
+    assert (len(advice) > 0) == (len(expected) > 0)
+
+
+def test_report_has_every_part(measured, tmp_path):
+    text, facts = measured(rows(200, 1), rows(150, 2, words=GADGETS))
+    assert "# Gap from here to there" in text
+    assert (facts["source"]["rows"], facts["target"]["rows"]) == (200, 150)
+    table = [line for line in text.splitlines() if line.startswith("| ") and "| apart |" not in line]
+    assert [line.split(" | ")[0][2:] for line in table] == [name.replace("_", " ") for name in diagnostics.names()]
+    more = facts["findings"]["vocabulary"]["numbers"]["more_in_target"]
+    assert set(list(more)[:8]) == set(GADGETS)
+    assert (tmp_path / "out" / "gap.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out" / "gap.md").read_text().strip() in text
+
+
+def test_a_target_without_labels(measured):
+    text, facts = measured(rows(100, 1), [{"text": row["text"]} for row in rows(100, 2)])
+    for name in ("labels", "concept"):
+        assert facts["findings"][name]["summary"] == "not measured: the target has no labels"
+    assert "read without labels" in text
+
+
+def test_equal_tables_are_said_to_be_equal(measured):
+    table = rows(100, 1)
+    text, facts = measured(table, table[:60])
+    assert facts["findings"]["duplicates"]["numbers"]["shared"] == 60
+    assert "there is no domain to transfer to" in text
+
+
+def test_features_are_computed_once(measured, monkeypatch):
+    table, other = rows(100, 1), rows(100, 2)
+    first, _ = measured(table, other)
+    monkeypatch.setattr(features, "run_trunk", lambda *_: pytest.fail("the trunk ran again"))
+    assert measured(table, other)[0] == first
+
+
+def test_the_command(tiny, tmp_path, capsys):
+    files = [str(write_table(tmp_path / f"{i}.jsonl", rows(80, i))) for i in (1, 2)]
+    main(["gap", "--source", files[0], "--target", files[1], "--model", str(tiny), "--quiet"])
+    assert "No difference between the domains is shown" in capsys.readouterr().out
+    main(["rank", "--models", str(tiny), "--source", files[0], "--quiet"])
+    assert "Best: layer" in capsys.readouterr().out
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1.jsonl", "2.jsonl"]
+
+
+def test_what_can_not_be_compared_is_refused(measured, tmp_path):
+    with pytest.raises(UserError, match=r"there has 20 usable rows; at least 40 are needed"):
+        measured(rows(100, 1), rows(20, 2))
+    with pytest.raises(UserError, match="there is no file or folder"):
+        domain_gap(str(tmp_path / "no.csv"), str(tmp_path / "no.csv"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--output_dir"):
+        domain_gap("a.csv", "b.csv", output_dir=str(tmp_path / "file" / "out"))
+
+
+# the measures
+
+
+def side(texts=(), labels=None, states=None):
+    keys = pd.Series(texts, dtype=object).map(hash)
+    facts = pd.DataFrame({"key": keys, "words": [len(text.split()) for text in texts]})
+    pieces = facts["words"].to_numpy()
+    states = np.zeros((len(texts), 2, 4)) if states is None else states
+    return Side("x", list(texts), None if labels is None else np.array(labels), facts, pieces, states)
+
+
+def test_mmd_is_the_unbiased_estimate():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(7, 3)), rng.normal(size=(5, 3))
+    both = np.concatenate([a, b])
+    kernel = np.exp(-((both[:, None] - both[None]) ** 2).sum(2))
+    found = mmd.squared(kernel, np.array([[True] * 7 + [False] * 5]))[0]
+    k = lambda x, y: float(np.exp(-((x - y) ** 2).sum()))  # noqa: E731
+    within_a = sum(k(a[i], a[j]) for i in range(7) for j in range(7) if i != j) / 42
+    within_b = sum(k(b[i], b[j]) for i in range(5) for j in range(5) if i != j) / 20
+    across = sum(k(x, y) for x in a for y in b) / 35
+    assert found == pytest.approx(within_a + within_b - 2 * across)
+
+
+def test_mmd_p_values():
+    rng = np.random.default_rng(0)
+    p = [mmd.two_sample_test(rng.normal(size=(30, 4)), rng.normal(size=(30, 4)), seed)[1] for seed in range(60)]
+    assert scipy.stats.kstest(p, "uniform").pvalue > 0.01, "p is uniform where nothing differs"
+    assert mmd.two_sample_test(rng.normal(size=(30, 4)), rng.normal(1, 1, size=(30, 4)), 0)[1] < 0.01
+
+
+def test_proxy_a_distance_from_none_to_all():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(300, 5)), rng.normal(size=(300, 5))
+    assert proxy_a_distance.distance(a, b, 0) < 0.3
+    assert proxy_a_distance.distance(a, b + 10, 0) == 2.0
+    some = proxy_a_distance.distance(a, b + np.array([1, 0, 0, 0, 0]), 0)
+    error = scipy.stats.norm.cdf(-0.5)  # of the best classifier between unit Gaussians one apart
+    assert some == pytest.approx(2 * (1 - 2 * error), abs=0.15)
+
+
+def test_word_distances():
+    here, there = vocabulary._count(side(["a b", "a c"]), range(2)), vocabulary._count(side(["A d"]), range(1))
+    p, q = np.array([2, 1, 1, 0]) / 4, np.array([1, 0, 0, 1]) / 2
+    m = (p + q) / 2
+    entropy = lambda x: -sum(v * np.log2(v) for v in x if v)  # noqa: E731
+    assert vocabulary._distance(here, there) == pytest.approx(entropy(m) - (entropy(p) + entropy(q)) / 2)
+    assert vocabulary._unseen(here, there) == 0.5
+    z = vocabulary._log_odds(here, there)
+    assert z["d"] > 0 > z["b"]
+    turned = vocabulary._log_odds(there, here)
+    assert all(turned[word] == pytest.approx(-score) for word, score in z.items())
+
+
+def evidence(features, y):
+    """Log evidence a row of Bayesian linear regression at its best alpha and beta, from the normal density itself."""
+
+    def negative(log):
+        alpha, beta = np.exp(log)
+        covariance = np.eye(len(y)) / beta + features @ features.T / alpha
+        return -scipy.stats.multivariate_normal.logpdf(y, np.zeros(len(y)), covariance)
+
+    starts = [(0.0, 0.0), (3.0, 1.0), (-2.0, 2.0)]
+    return -min(scipy.optimize.minimize(negative, start, method="Nelder-Mead").fun for start in starts) / len(y)
+
+
+@pytest.mark.parametrize("hidden", [3, 40])
+def test_logme_is_the_largest_evidence(hidden):
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(30, hidden)), rng.integers(0, 3, 30)
+    x[:, 0] += 2 * labels
+    expected = np.mean([evidence(x, (labels == label).astype(float)) for label in range(3)])
+    assert transferability.logme(x, labels) == pytest.approx(expected, abs=2e-3)
+
+
+def test_h_score_is_its_formula():
+    from sklearn.covariance import ledoit_wolf
+
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(200, 6)), rng.integers(0, 3, 200)
+    x[:, 0] += 2 * labels
+    covariance, shrinkage = ledoit_wolf(x)
+    means = np.stack([x[labels == label].mean(0) for label in labels])
+    expected = (1 - shrinkage) * np.trace(np.linalg.inv(covariance) @ np.cov(means.T, bias=True))
+    assert transferability.h_score(x, labels) == pytest.approx(expected)
+    assert transferability.h_score(x, rng.permutation(labels)) < 0.2 * expected
+
+
+@pytest.mark.parametrize("score", ["logme", "h_score", "neighbours", "probe"])
+def test_scores_order_features_by_how_well_they_fit(score):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    found = [getattr(transferability, score)(rng.normal(size=(200, 8)) + gain * labels[:, None], labels)
+             for gain in (0.0, 0.5, 2.0)]  # fmt: skip
+    assert found == sorted(found)
+    assert found[2] > found[0]
+
+
+def test_rank_orders_models_and_layers(tiny, tmp_path):
+    file = str(write_table(tmp_path / "t.jsonl", rows(120, 1)))
+    text = rank_models([str(tiny)], file, output_dir=str(tmp_path / "out"), quiet=True)
+    ranking = json.loads((tmp_path / "out" / "rank.json").read_text())["ranking"]
+    assert sorted(row["layer"] for row in ranking) == [1, 2, 3]
+    assert [row["probe"] for row in ranking] == sorted((row["probe"] for row in ranking), reverse=True)
+    assert f"Best: layer {ranking[0]['layer']} of" in text
+    few = str(write_table(tmp_path / "few.jsonl", [*rows(40, 1), *[{"text": f"rare {i}", "label": "x"} for i in "ab"]]))
+    with pytest.raises(UserError, match="the rarest has 2 rows in the sample"):
+        rank_models([str(tiny)], few, quiet=True)
