@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_transfer.methods import Prepared, Setup
 
 PREFIX = "target_"
+NO_LABEL = -100
 NEIGHBOURS = 200  # target rows of nearest length among which a batch's are drawn
 PATIENCE = 20  # steps in a row on which an adversary has collapsed
 
@@ -46,6 +47,8 @@ class Aligned(nn.Module):
         weight: of it.
     """
 
+    _keys_to_ignore_on_save = None  # the Trainer asks for it when it loads a checkpoint
+
     def __init__(self, model: Any, alignment: nn.Module, weight: float) -> None:
         super().__init__()
         self.model, self.alignment, self.weight = model, alignment, weight
@@ -53,6 +56,11 @@ class Aligned(nn.Module):
         self.progress = 0.0
         self.seen: list[torch.Tensor] = []
         last_linear(model).register_forward_pre_hook(self._see)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return what trains: the rest is as it was loaded, and PEFT's second view of a weight could not be saved."""
+        moving = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in moving}
 
     def _see(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if self.training:
@@ -131,26 +139,32 @@ class Progress(TrainerCallback):
         self.aligned.progress = state.global_step / max(1, state.max_steps)
 
 
-def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: float, target: Dataset) -> Prepared:
-    """Wrap what a method prepared, so that it is trained with an alignment to `target`.
+def with_target(setup: Setup, target: Dataset) -> Setup:
+    """Return `setup` with the target's encoded rows behind its training rows, so that a method prepares both alike."""
+    from datasets import concatenate_datasets
+
+    unlabelled = target.add_column("labels", [NO_LABEL] * len(target))
+    return replace(setup, train=concatenate_datasets([setup.train, unlabelled]))
+
+
+def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: float) -> Prepared:
+    """Wrap what a method prepared, so that it is trained with an alignment to the target.
 
     Args:
         prepared: by the method.
-        setup: what it was given.
+        setup: what it was given: see `with_target`.
         alignment: module of `hf_transfer.alignment`.
         args: its arguments.
         weight: of the alignment.
-        target: encoded target rows without labels.
 
     Raises:
-        UserError: a weight below 0, or a method that leaves nothing for the Trainer.
+        UserError: a weight below 0.
     """
     if not 0 <= weight < math.inf:
         raise UserError(f"--alignment_weight is {weight}; it must be 0 or more.")
-    if not any(p.requires_grad for p in prepared.model.parameters()):
-        raise UserError("--method frozen trains its head without a Trainer and can't be aligned while training; choose "
-                        "another method.")  # fmt: skip
     inputs = prepared.inputs or setup
+    labelled = np.array(inputs.train["labels"][:]) != NO_LABEL
+    source, target = (inputs.train.select(np.flatnonzero(part)) for part in (labelled, ~labelled))
     torch.manual_seed(setup.seed)
     loss = alignment.build(last_linear(prepared.model).in_features, prepared.model.config.num_labels, args)
     wrapped = Aligned(prepared.model, loss, weight)
@@ -159,5 +173,5 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
         model=wrapped,
         callbacks=[*prepared.callbacks, Progress(wrapped)],
         lr_scale={f"model.{name}": scale for name, scale in prepared.lr_scale.items()},
-        inputs=replace(inputs, collator=PairCollator(inputs.collator, target, setup.seed)),
+        inputs=replace(inputs, train=source, collator=PairCollator(inputs.collator, target, setup.seed)),
     )

@@ -188,20 +188,20 @@ def parse(argv: list[str] | None = None, description: str | None = None, more: t
         UserError: unknown flag or key, wrong type, value out of range, unreadable YAML.
     """
     argv = expand(sys.argv[1:] if argv is None else list(argv))
-    method = methods.load(_flag(argv, "--method", "full"))
+    method = methods.load(flag(argv, "--method", "full"))
     parser = _Parser(
         [DataArguments, ModelArguments, method.Arguments, TrainArguments, *more],
         description=description,
         allow_abbrev=False,
     )
     parser.set_defaults(**method.DEFAULTS)
-    if _flag(argv, "--validation_fraction", "") in ("0", "0.0"):  # nothing to choose by: the last checkpoint is kept
+    if flag(argv, "--validation_fraction", "") in ("0", "0.0"):  # nothing to choose by: the last checkpoint is kept
         parser.set_defaults(load_best_model_at_end=False, eval_strategy="no")
     known = [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
     for word in argv:
         name = word[2:].split("=")[0]
         if word.startswith("--") and name not in known:
-            used = _flag(argv, "--method", "full")
+            used = flag(argv, "--method", "full")
             owner = next((m for m in methods.names() if name in _field_names(methods.load(m).Arguments)), None)
             hint = f" (it is one of --method {owner})" if owner else nearest(name, known)
             raise UserError(f"unknown flag --{name} for method '{used}'{hint}; see --help.")
@@ -266,7 +266,8 @@ def _read_config(path: str) -> list[str]:
     return flags
 
 
-def _flag(argv: list[str], name: str, default: str) -> str:
+def flag(argv: list[str], name: str, default: str) -> str:
+    """Return the value of a flag before the command line is parsed; the last one counts."""
     value = default
     for here, after in zip(argv, [*argv[1:], ""], strict=True):
         if here == name:

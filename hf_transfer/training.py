@@ -91,8 +91,6 @@ def encode_all(
     max_length, room = arguments.data.max_length, longest_input(loaded)
     if max_length > room:
         raise UserError(f"--max_length {max_length} is beyond the {room} tokens that {loaded.name} takes; lower it.")
-    tokenizer = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
-    settings = {**tokenizer, "truncation": None, "padding": None}  # these two follow the last call
     encoded, cut = {}, {}
     if not arguments.train.quiet and sum(domains.facts["rows"].values()) > SHOW_ROWS:
         datasets.enable_progress_bars()
@@ -102,14 +100,21 @@ def encode_all(
             if not len(rows):
                 encoded[name] = rows
                 continue
-            key = cache_key("encode", settings, table_key(rows, ["text", "label"]), max_length)
-            encoded[name], cut[name] = task.encode(
-                loaded.tokenizer, rows, max_length, str(cache_folder() / f"tokens-{key}.arrow")
-            )
+            encoded[name], cut[name] = encode_rows(rows, ["text", "label"], loaded, task, max_length)
     datasets.disable_progress_bars()
     if cut["train"] and max_length < room and min(encoded["train"]["length"][:]) == max_length:
         raise UserError(f"every training text is longer than --max_length {max_length} tokens; raise it.")
     return encoded, cut
+
+
+def encode_rows(
+    rows: Dataset, columns: list[str], loaded: Loaded, task: Task, max_length: int
+) -> tuple[Dataset, float]:
+    """Tokenise `columns` of `rows`, cached on disk: the encoded rows, and the share of tokens cut."""
+    tokenizer = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
+    settings = {**tokenizer, "truncation": None, "padding": None}  # these two follow the last call
+    key = cache_key("encode", settings, table_key(rows, columns), max_length)
+    return task.encode(loaded.tokenizer, rows, max_length, str(cache_folder() / f"tokens-{key}.arrow"))
 
 
 def class_weights(arguments: Arguments, domains: Domains) -> list[float] | None:
@@ -204,11 +209,14 @@ def fit(
 
 
 def _with_penalty(task_loss: Any) -> Any:
-    """Return the task's loss plus the `penalty` that a model may add to its outputs."""
+    """Return the task's loss plus the `penalty` of a model's outputs, by its share of the step's rows."""
 
     def compute(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
         loss = task_loss(outputs, labels, num_items_in_batch)
-        return loss if outputs.get("penalty") is None else loss + outputs["penalty"]
+        if "penalty" not in outputs:
+            return loss
+        share = 1.0 if num_items_in_batch is None else (labels >= 0).sum() / num_items_in_batch
+        return loss + share * outputs["penalty"]
 
     return compute
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 
 from hf_transfer import alignment, tasks
-from hf_transfer.aligned import AlignmentArguments, align
+from hf_transfer.aligned import AlignmentArguments, align, with_target
 from hf_transfer.arguments import expand, flag, parse
 from hf_transfer.console import Console
 from hf_transfer.controls import run_controls
@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> Run:
     _, how, own = arguments.more
     if not arguments.data.target_unlabeled:
         raise UserError("--target_unlabeled is missing: name a table of target texts, which need no labels.")
+    if not arguments.method_module.DEFAULTS:
+        raise UserError(f"--method {arguments.model.method} trains without a Trainer and can't be aligned meanwhile; "
+                        "choose another.")  # fmt: skip
     console = Console(quiet=arguments.train.quiet or arguments.train.process_index > 0)
     partial = open_folder(arguments)
     check_push(arguments)
@@ -61,7 +64,7 @@ def main(argv: list[str] | None = None) -> Run:
             loaded = load_model(arguments.model, task, domains.label_names, seed)
         with meter.stage("tokenise"):
             encoded, cut = encode_all(arguments, domains, loaded, task)
-            pool = encode_rows(arguments, domains.unlabeled, loaded, task)
+            pool, _ = encode_rows(domains.unlabeled, ["text"], loaded, task, arguments.data.max_length)
         console.say(summary(domains, cut))
         console.say(f"model: {public_name(loaded.name)}; method: {arguments.model.method}; {arguments.training_line()}")
         check_folder(partial, domains, loaded)
@@ -78,8 +81,9 @@ def main(argv: list[str] | None = None) -> Run:
         )
         set_seed(seed)
         with meter.stage("prepare"):
-            prepared = arguments.method_module.prepare(setup, arguments.method)
-            together = align(prepared, setup, chosen, own, how.alignment_weight, pool)
+            both = with_target(setup, pool)
+            prepared = arguments.method_module.prepare(both, arguments.method)
+            together = align(prepared, both, chosen, own, how.alignment_weight)
         with meter.stage("train"):
             history = fit(together, setup, task, arguments, partial, meter)
         run = finish(

@@ -18,6 +18,7 @@ os.environ.update(
 import importlib.util  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
+import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -111,8 +112,14 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def recipe():
     """The finetune recipe's `main`."""
-    spec = importlib.util.spec_from_file_location("finetune", REPOSITORY / "recipes" / "finetune.py")
+    return load_recipe("finetune")
+
+
+def load_recipe(name: str):
+    """The `main` of a recipe."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "recipes" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module.main
 

@@ -1,0 +1,134 @@
+"""Alignments: nothing on equal domains, gradients to both sides, the formulas, and every one under every method."""
+
+from __future__ import annotations
+
+import conftest
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import pipeline
+
+from hf_transfer import alignment
+from hf_transfer.aligned import PREFIX, PairCollator
+from hf_transfer.alignment import Batch, coral, mmd
+from hf_transfer.alignment._adversary import strength
+
+ALIGNMENTS = ["cdan", "coral", "dann", "mmd"]
+METHODS = ["adapter", "bitfit", "full", "ia3", "lora", "partial", "prompt"]
+
+
+def build(name, hidden=6, classes=3):
+    module = alignment.load(name)
+    torch.manual_seed(0)
+    return module.build(hidden, classes, module.Arguments())
+
+
+def batch(seed, rows=12, shift=0.0, labels=True):
+    generator = torch.Generator().manual_seed(seed)
+    features = (torch.randn(rows, 6, generator=generator) + shift).requires_grad_()
+    logits = (torch.randn(rows, 3, generator=generator)).requires_grad_()
+    return Batch(features, logits, torch.zeros(rows, dtype=torch.long) if labels else None)
+
+
+def test_all_alignments_are_found():
+    assert alignment.names() == ALIGNMENTS
+
+
+@pytest.mark.parametrize("name", ["coral", "mmd"])
+def test_distances_are_0_on_equal_inputs_and_grow_with_the_gap(name):
+    loss = build(name)
+    assert loss(batch(0), batch(0), 0.5).item() == pytest.approx(0.0, abs=1e-6)
+    scales = [float(loss(batch(0, 400), Batch(batch(1, 400).features * scale, batch(1, 400).logits, None), 0.5))
+              for scale in (1.0, 2.0, 4.0)]  # fmt: skip
+    assert scales == sorted(scales)
+    assert scales[0] < 0.1 * scales[2]
+
+
+@pytest.mark.parametrize("name", ALIGNMENTS)
+def test_both_sides_get_gradients(name):
+    source, target = batch(0), batch(1, shift=2.0, labels=False)
+    build(name)(source, target, 0.5).backward()
+    for side in (source, target):
+        assert side.features.grad.abs().sum() > 0
+
+
+def test_coral_is_its_formula():
+    a, b = batch(0).features.detach().numpy(), 3 * batch(1).features.detach().numpy()
+    expected = ((np.cov(a.T) - np.cov(b.T)) ** 2).sum() / (4 * 36)
+    found = coral.Coral()(Batch(torch.tensor(a), None, None), Batch(torch.tensor(b), None, None), 0)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_mmd_is_its_formula():
+    a, b = batch(0).features.detach().numpy(), batch(1, shift=1.0).features.detach().numpy()
+    both = np.concatenate([a, b])
+    distances = ((both[:, None] - both[None]) ** 2).sum(-1)
+    width = distances.sum() / (len(both) ** 2 - len(both))
+    kernel = sum(np.exp(-distances / (factor * width)) for factor in mmd.WIDTHS)
+    expected = kernel[:12, :12].mean() + kernel[12:, 12:].mean() - 2 * kernel[:12, 12:].mean()
+    found = mmd.MaximumMeanDiscrepancy()(Batch(torch.tensor(a), None, None), Batch(torch.tensor(b), None, None), 0)
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_adversaries_reverse_the_gradient():
+    """The discriminator learns to tell the domains apart; the features move to where it can't."""
+    dann = build("dann")
+    source, target = batch(0, 200), batch(1, 200, shift=1.5)
+    optimizer = torch.optim.Adam(dann.parameters(), 1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        before = dann(source, target, 1.0)
+        before.backward()
+        optimizer.step()
+    assert dann.discriminator.accuracy > 0.9
+    source.features.grad = target.features.grad = None
+    before = dann(source, target, 1.0)
+    before.backward()
+    moved = [Batch(one.features.detach() - 50 * one.features.grad, one.logits, None) for one in (source, target)]
+    assert dann(*moved, 1.0) > before, "a step down the reversed gradient raises the discriminator's loss"
+    source.features.grad = None
+    dann(source, target, 0.0).backward()
+    assert source.features.grad.abs().sum() == 0, "nothing is reversed at the beginning"
+    assert strength(0) == 0
+    assert strength(1) > 0.999
+
+
+def test_pairs_are_of_similar_length_and_depend_on_the_batch_alone():
+    import datasets
+
+    target = datasets.Dataset.from_list([{"input_ids": list(range(n)), "length": n} for n in range(1, 1001)])
+    collator = PairCollator(lambda rows: {"lengths": [row["length"] for row in rows]}, target, seed=3)
+    rows = [{"input_ids": [i] * 500, "length": 500} for i in range(8)]
+    first, again, other = collator(rows), collator(rows), collator(rows[::-1])
+    assert first == again != other
+    assert len(set(first[f"{PREFIX}lengths"])) == 8
+    assert all(abs(length - 500) <= 101 for length in first[f"{PREFIX}lengths"])
+    assert len(PairCollator(collator.collator, target.select(range(3)), 0)(rows)[f"{PREFIX}lengths"]) == 8
+
+
+@pytest.fixture
+def command(tables, tmp_path):
+    rows = [{"text": text} for text in conftest.corpus_texts("films")[:60]]
+    pool = conftest.write_table(tmp_path / "pool.jsonl", rows)
+
+    def make(model, output, *more):
+        return ["--model", str(model), "--source", str(tables["source"]), "--target", str(tables["target"]),
+                "--target_unlabeled", str(pool), "--max_length", "40", "--validation_fraction", "0.2", "--quiet",
+                "--num_train_epochs", "1", "--output_dir", str(output), *more]  # fmt: skip
+
+    return make
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("name", ALIGNMENTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_alignment_under_every_method(name, method, command, tiny, tmp_path):
+    more = {"prompt": ["--prompt_tokens", "4"], "adapter": ["--adapter_size", "8"]}.get(method, [])
+    argv = command(tiny, tmp_path / "run", "--alignment", name, "--method", method, *more)
+    run = conftest.load_recipe("adapt_domain")(argv)
+    assert run.arguments["alignment"] == name
+    assert run.data["unlabeled_rows"] == 60
+    found = pipeline("text-classification", str(run.folder))("a text")
+    assert found[0]["label"] in run.label_names
+    assert not [key for key in load_file(run.folder / "model.safetensors") if "alignment" in key]
