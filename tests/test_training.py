@@ -118,14 +118,13 @@ def test_a_head_of_the_same_labels_is_kept_and_forgetting_measured(plain, tables
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_are_several_and_change_nothing(count, plain, steady, tables, tmp_path):
-    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", str(count), "finetune",
-               *flags(steady, tables, tmp_path / "run", "--per_device_train_batch_size", str(16 // count))]  # fmt: skip
+def test_two_processes_are_two_and_change_nothing(plain, steady, tables, tmp_path):
+    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "finetune",
+               *flags(steady, tables, tmp_path / "run", "--per_device_train_batch_size", "8")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     run = load_run(tmp_path / "run")
-    assert run.world_size == count
+    assert run.world_size == 2
     assert plain.world_size == 1
     same(plain, run)
     assert run.data["rows"]["target_test"] == run.metrics["target_test"]["n"] == 40
