@@ -18,6 +18,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_transfer.alignment import Batch
+from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 PREFIX = "target_"
 NO_LABEL = -100
 NEIGHBOURS = 200  # target rows of nearest length among which a batch's are drawn
-PATIENCE = 20  # steps in a row on which an adversary has collapsed
+# training has failed if after the share EARLY of it every text gets one label for PATIENCE steps, or the running
+# accuracy of the discriminator was never TOLD
+EARLY, PATIENCE, TOLD = 0.3, 20, 0.55
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Aligned(nn.Module):
         super().__init__()
         self.model, self.alignment, self.weight = model, alignment, weight
         self.config = model.config
-        self.progress = 0.0
+        self.progress, self.penalty, self.labels_given = 0.0, 0.0, 0
         self.seen: list[torch.Tensor] = []
         last_linear(model).register_forward_pre_hook(self._see)
 
@@ -78,7 +81,10 @@ class Aligned(nn.Module):
                     for one, rows in zip(self.seen, (own, other), strict=True)]  # fmt: skip
         self.seen.clear()
         source, target = Batch(features[0], logits[0], labels), Batch(features[1], logits[1], None)
-        return {"logits": logits[0], "penalty": self.weight * self.alignment(source, target, self.progress)}
+        penalty = self.weight * self.alignment(source, target, self.progress)
+        self.penalty = float(penalty.detach())
+        self.labels_given = len(torch.cat(logits).argmax(-1).unique())
+        return {"logits": logits[0], "penalty": penalty}
 
 
 def last_linear(model: Any) -> nn.Linear:
@@ -125,18 +131,43 @@ class PairCollator:
 
 
 class Progress(TrainerCallback):
-    """Tell the alignment how far training is, and stop where it has failed.
+    """Tell the alignment how far training is, and stop where it has failed; the best checkpoint so far is kept.
 
-    Raises:
-        UserError: the loss is no number, or an adversary has collapsed; the best checkpoint so far stays.
+    Args:
+        aligned: what is trained.
+        choices: of the run; gets `alignment_stopped`, the reason.
     """
 
-    def __init__(self, aligned: Aligned) -> None:
-        self.aligned, self.collapsed = aligned, 0
+    def __init__(self, aligned: Aligned, choices: dict[str, Any]) -> None:
+        self.aligned, self.choices = aligned, choices
+        self.same, self.told = 0, 0.5  # steps with one label only; the discriminator's best running accuracy
+        self.running = 0.5
+        self.discriminators = [m for m in aligned.alignment.modules() if isinstance(m, Discriminator)]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the share of training that is done."""
         self.aligned.progress = state.global_step / max(1, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look for collapse."""
+        progress = self.aligned.progress
+        self.same = self.same + 1 if self.aligned.labels_given == 1 else 0
+        for discriminator in self.discriminators:
+            self.running += 0.1 * (discriminator.accuracy - self.running)
+            self.told = max(self.told, self.running)
+        why = ""
+        if not math.isfinite(self.aligned.penalty):
+            why = "the alignment's loss is no number; lower --alignment_weight or --learning_rate"
+        elif progress > EARLY and self.same >= PATIENCE:
+            why = f"for {PATIENCE} steps every text was given one label; lower --alignment_weight"
+        elif progress > EARLY and self.discriminators and self.told < TOLD:
+            why = ("the discriminator has never told the domains apart, so there is nothing to align; look at "
+                   "hf-transfer gap, or raise --learning_rate")  # fmt: skip
+        if why and not control.should_training_stop:
+            control.should_training_stop = True
+            self.choices["alignment_stopped"] = f"after {state.global_step} steps: {why}"
+            if state.is_world_process_zero:
+                print(f"warning: stopped after {state.global_step} steps, the best checkpoint is kept: {why}.")
 
 
 def with_target(setup: Setup, target: Dataset) -> Setup:
@@ -171,7 +202,7 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
     return replace(
         prepared,
         model=wrapped,
-        callbacks=[*prepared.callbacks, Progress(wrapped)],
+        callbacks=[*prepared.callbacks, Progress(wrapped, prepared.choices)],
         lr_scale={f"model.{name}": scale for name, scale in prepared.lr_scale.items()},
         inputs=replace(inputs, train=source, collator=PairCollator(inputs.collator, target, setup.seed)),
     )

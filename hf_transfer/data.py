@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_transfer.arguments import DataArguments
 
 MIN_ROWS_PER_LABEL = 4
+FEW_UNLABELED = 200
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,16 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
         problems.append(f"target {target_name}: no test rows are left; lower --target_shots or give more rows.")
     if not len(target) and not (labelled["split"] == "test").any():
         problems.append("there is nothing to test on: give --target, or a --test_fraction above 0.")
+    if unlabeled is not None:
+        tested = unlabeled.rows["key"].isin(test_keys)
+        if tested.mean() > 0.5:
+            problems.append(f"{args.target_unlabeled}: {tested.sum()} of {len(tested)} texts are target test rows; "
+                            "what is tested must not be trained on, not even without labels. Give other texts.")  # fmt: skip
+        elif tested.any():
+            notes.append(f"LEAK: {tested.sum()} unlabelled texts are also target test rows; left out")
+        unlabeled = replace(unlabeled, rows=unlabeled.rows[~tested])
+        if not problems and len(unlabeled.rows) < FEW_UNLABELED:
+            notes.append(f"only {len(unlabeled.rows)} unlabelled texts: {FEW_UNLABELED} or more tell more of a domain")
     if problems:
         raise DataError(problems)
 
@@ -162,8 +173,6 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
     absent = sorted(set(label_names) - set(target["label"])) if len(target) else []
     if absent:
         notes.append(f"target has no rows labelled {', '.join(absent)}")
-    if unlabeled is not None and (seen := int(unlabeled.rows["key"].isin(test_keys).sum())):
-        notes.append(f"{seen} of {len(unlabeled.rows)} unlabelled texts are also target test rows")
 
     labelled = labelled.assign(label=labelled["label"].map({name: i for i, name in enumerate(label_names)}))
     parts = {

@@ -10,9 +10,10 @@ from safetensors.numpy import load_file
 from transformers import pipeline
 
 from hf_transfer import alignment
-from hf_transfer.aligned import PREFIX, PairCollator
+from hf_transfer.aligned import PREFIX, Aligned, PairCollator, Progress
 from hf_transfer.alignment import Batch, coral, mmd
 from hf_transfer.alignment._adversary import strength
+from hf_transfer.errors import UserError
 
 ALIGNMENTS = ["cdan", "coral", "dann", "mmd"]
 METHODS = ["adapter", "bitfit", "full", "ia3", "lora", "partial", "prompt"]
@@ -132,3 +133,81 @@ def test_every_alignment_under_every_method(name, method, command, tiny, tmp_pat
     found = pipeline("text-classification", str(run.folder))("a text")
     assert found[0]["label"] in run.label_names
     assert not [key for key in load_file(run.folder / "model.safetensors") if "alignment" in key]
+
+
+class Fake:
+    """What the Trainer tells callbacks."""
+
+    def __init__(self, step=0, steps=100):
+        self.global_step, self.max_steps, self.is_world_process_zero = step, steps, True
+        self.should_training_stop = False
+
+
+COLLAPSES = {
+    "no number": (lambda a: setattr(a, "penalty", float("nan")), 1, "is no number"),
+    "one label": (lambda a: setattr(a, "labels_given", 1), 31, "one label"),
+    "blind": (lambda a: setattr(a.alignment.discriminator, "accuracy", 0.5), 31, "never told the domains apart"),
+}
+
+
+@pytest.mark.parametrize("kind", COLLAPSES)
+def test_collapse_stops_and_says_why(kind, tiny, capsys):
+    from transformers import AutoModelForSequenceClassification
+
+    spoil, first, said = COLLAPSES[kind]
+    model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
+    aligned, choices = Aligned(model, build("dann", 32), 1.0), {}
+    callback = Progress(aligned, choices)
+    stopped = None
+    for step in range(100):
+        now, control = Fake(step), Fake()
+        callback.on_step_begin(None, now, control)
+        aligned.labels_given, aligned.alignment.discriminator.accuracy = 2, 0.8
+        spoil(aligned)
+        callback.on_step_end(None, now, control)
+        if control.should_training_stop:
+            stopped = step
+            break
+    assert stopped is not None
+    assert stopped <= first
+    assert said in choices["alignment_stopped"]
+    assert "the best checkpoint is kept" in capsys.readouterr().out
+
+
+def test_a_healthy_training_is_not_stopped(tiny):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
+    aligned, choices = Aligned(model, build("dann", 32), 1.0), {}
+    callback, control = Progress(aligned, choices), Fake()
+    for step in range(100):
+        callback.on_step_begin(None, Fake(step), control)
+        aligned.labels_given = 1 + step % 2  # a batch of one label now and then
+        aligned.alignment.discriminator.accuracy = 0.8 if step < 50 else 0.5  # aligned in the end
+        callback.on_step_end(None, Fake(step), control)
+    assert not control.should_training_stop
+    assert choices == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--alignment", "corral"], r"no alignment 'corral' \(did you mean 'coral'\?\)"),
+        (["--alignment_weight", "-1"], "--alignment_weight is -1.0; it must be 0 or more"),
+        (["--method", "frozen"], "--method frozen trains without a Trainer"),
+        (["--lora_r", "4"], "one of --method lora"),
+    ],
+)
+def test_what_can_not_be_aligned_is_refused(change, said, command, tiny, tmp_path):
+    argv = command(tiny, tmp_path / "run", *change)
+    if change[0] == "--method":
+        argv = [word for word in argv if word not in ("--num_train_epochs", "1")]
+    with pytest.raises(UserError, match=said):
+        conftest.load_recipe("adapt_domain")(argv)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_text_is_needed(tables, tiny, tmp_path):
+    with pytest.raises(UserError, match="--target_unlabeled is missing"):
+        conftest.load_recipe("adapt_domain")(["--model", str(tiny), "--source", str(tables["source"]),
+                                              "--output_dir", str(tmp_path / "run")])  # fmt: skip

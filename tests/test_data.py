@@ -471,8 +471,14 @@ def test_unlabelled_rows_are_counted_and_compared(tables_in):
     unlabelled = [{"text": row["text"].upper()} for row in target[:7]] + [{"text": f"only here {i}"} for i in range(13)]
     file = tables_in.write("more", unlabelled)
     domains = tables_in.load(make_rows("hotel", 100), target, target_unlabeled=file)
-    assert domains.facts["unlabeled_rows"] == len(domains.unlabeled) == 20
-    assert "7 of 20 unlabelled texts are also target test rows" in domains.notes
+    assert domains.facts["unlabeled_rows"] == len(domains.unlabeled) == 13
+    assert set(domains.unlabeled["text"]) == {f"only here {i}" for i in range(13)}
+    assert "LEAK: 7 unlabelled texts are also target test rows; left out" in domains.notes
+    assert "only 13 unlabelled texts: 200 or more tell more of a domain" in domains.notes
+    with pytest.raises(DataError, match=r"7 of 9 texts are target test rows; what is tested must not be trained on"):
+        load_data(DataArguments(source=[tables_in.write("source", make_rows("hotel", 100))],
+                                target=tables_in.write("target", target),
+                                target_unlabeled=tables_in.write("more", unlabelled[:9])), 1)  # fmt: skip
 
 
 def test_every_problem_is_listed_at_once(tables_in):
