@@ -136,5 +136,5 @@ def plot(found: dict[str, Finding], source: Side, target: Side, file: Path) -> N
     ]
     words.barh(range(len(more)), [z for _, z in more], color=["tab:orange" if z > 0 else "tab:blue" for _, z in more])
     words.set_yticks(range(len(more)), [word for word, _ in more], fontsize=7)
-    words.set(title=f"words more in {source.name} (left) or {target.name} (right)", xlabel="z-score")
+    words.set(title="words that differ most", xlabel=f"more in {source.name}   < z-score >   more in {target.name}")
     figure.savefig(file, dpi=120, metadata={"Software": None})

@@ -134,6 +134,7 @@ def fit(
     The loss is a sum over rows divided by the rows of the whole step, so gradient accumulation, several processes and
     one big batch agree. With --profile, `meter` gets the seconds of the parts of a step too.
     """
+    import torch
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
 
     setup = prepared.inputs or setup
@@ -188,7 +189,7 @@ def fit(
         trainer.remove_callback(ProgressCallback)
     if prepared.lr_scale:
         _scale_learning_rates(trainer, prepared.lr_scale)
-    before = {name: p.detach().clone() for name, p in trainable.items()}
+    before = {name: torch.hash_tensor(p.detach().cpu()) for name, p in trainable.items()}
     checkpoint = _last_whole_checkpoint(partial / "checkpoints") if arguments.train.resume else None
     result = trainer.train(resume_from_checkpoint=checkpoint)
     losses = [
@@ -199,7 +200,7 @@ def fit(
         shutil.rmtree(partial, ignore_errors=True)  # resuming would bring no better
         raise UserError("the training or validation loss became infinite or nan; lower --learning_rate "
                         f"(it was {train_args.learning_rate}) or use --precision fp32.")  # fmt: skip
-    unmoved = [name for name, p in trainable.items() if (p.detach().cpu() == before[name].cpu()).all()]
+    unmoved = [name for name, p in trainable.items() if torch.hash_tensor(p.detach().cpu()) == before[name]]
     if unmoved and trainer.state.global_step > 2 and checkpoint is None:
         print(f"warning: {len(unmoved)} trainable tensors did not move, among them {unmoved[0]}")
     release(trainer)

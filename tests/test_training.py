@@ -311,3 +311,11 @@ def test_nothing_is_written_beside_the_data(column, plain, tables, recipe, tmp_p
                   "--max_steps", "2", "--quiet", "--output_dir", str(tmp_path / "run")])  # fmt: skip
     assert run.label_names == list(config["id2label"].values()), "the rows were relabelled"
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.recipe
+def test_weights_that_do_not_move_are_told_of(steady, tables, recipe, tmp_path, capsys):
+    recipe(flags(steady, tables, tmp_path / "run", "--learning_rate", "1e-30"))
+    assert "trainable tensors did not move" in capsys.readouterr().out
+    recipe(flags(steady, tables, tmp_path / "other"))
+    assert "did not move" not in capsys.readouterr().out

@@ -6,7 +6,7 @@ import numpy as np
 
 from hf_transfer.diagnostics import Finding, Side
 
-PERMUTATIONS = 500
+PERMUTATIONS = 999
 ROWS = 500  # a domain: the kernel matrix has (2 ROWS)^2 entries
 
 
