@@ -154,8 +154,10 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
     if unlabeled is not None:
         tested = unlabeled.rows["key"].isin(test_keys)
         if tested.mean() > 0.5:
-            problems.append(f"{args.target_unlabeled}: {tested.sum()} of {len(tested)} texts are target test rows; "
-                            "what is tested must not be trained on, not even without labels. Give other texts.")  # fmt: skip
+            problems.append(
+                f"{args.target_unlabeled}: {tested.sum()} of {len(tested)} texts are target test rows; what is tested "
+                "must not be trained on, not even without labels. Give other texts."
+            )
         elif tested.any():
             notes.append(f"LEAK: {tested.sum()} unlabelled texts are also target test rows; left out")
         unlabeled = replace(unlabeled, rows=unlabeled.rows[~tested])

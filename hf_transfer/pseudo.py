@@ -49,4 +49,4 @@ def most_confident(probabilities: np.ndarray, shares: np.ndarray, fraction: floa
 
 def labelled(pool: Dataset, pseudo: Pseudo) -> Dataset:
     """Return the chosen rows of the encoded pool with their pseudo-labels."""
-    return pool.select(pseudo.rows).add_column("labels", pseudo.labels)
+    return pool.select(pseudo.rows).add_column("labels", pseudo.labels.astype(np.int64))

@@ -102,7 +102,7 @@ def train_above(setup: Setup, depth: int) -> tuple[Setup, Callable[[], None]] | 
         base.embeddings = embeddings
         for i, layer in enumerate(below):
             stack[i] = layer
-        del model.main_input_name
+        vars(model).pop("main_input_name", None)
 
     def with_row(part: Dataset, first: int) -> Dataset:
         return part.select_columns(["labels", "length"]).add_column("row", range(first, first + len(part)))

@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> Run:
                 prepared = arguments.method_module.prepare(setup, arguments.method)
             with meter.stage("train"):
                 history = fit(prepared, setup, task, arguments, partial, meter)
+            if prepared.inputs is not None:  # its lower layers were left out while training
+                prepared.merge(prepared.model, loaded.tokenizer)
             with meter.stage("label the target"):
                 logits = {name: predict_logits(prepared.model, rows, setup.collator, precision=setup.precision)
                           for name, rows in (("pool", pool), ("validation", encoded["validation"]))}  # fmt: skip
