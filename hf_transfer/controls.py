@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 SETS = ("source_test", "target_test")
-FEWEST = 5  # rows of every label in such a part
 TEST_BATCH = 10_000
 TFIDF_ROWS = 50_000  # of the training rows at most: on more it would take longer than the model, and gigabytes
+FEWEST = 5  # rows of every label in such a part
 
 
 @dataclass(frozen=True)

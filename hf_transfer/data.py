@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from hf_transfer.errors import DataError, UserError, listed, nearest
-from hf_transfer.features import cache_folder, cache_key
+from hf_transfer.features import cache_folder, cache_key, table_key
 from hf_transfer.tables import Table, read_table
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Domains:
 
         def remap(name: str) -> Dataset:
             rows: Dataset = getattr(self, name)
-            key = cache_key("relabelled", self.facts["fingerprint"], self.label_names, label_names, name)
+            key = cache_key("relabelled", table_key(rows, rows.column_names), new)  # also their order and numbers
             return rows.map(
                 lambda batch: {"label": [new[label] for label in batch["label"]]},
                 batched=True,

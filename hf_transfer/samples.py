@@ -13,6 +13,8 @@ from hf_transfer.errors import UserError
 from hf_transfer.tables import Table, read_table
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from hf_transfer.models import Loaded
 
 ROWS = 1000  # of a domain
@@ -34,9 +36,9 @@ class Domain:
     notes: list[str]
 
     @property
-    def texts(self) -> list[str]:
-        """The texts of the sample."""
-        return self.table.texts.select(self.table.rows["row"].to_numpy()[self.drawn])["text"][:]
+    def rows(self) -> Dataset:
+        """The sample: column `text`."""
+        return self.table.texts.select(self.table.rows["row"].to_numpy()[self.drawn])
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -95,19 +97,13 @@ def sides(domains: list[Domain], loaded: Loaded, *, quiet: bool) -> list[Side]:
     total = sum(len(domain.drawn) for domain in domains)
     with tqdm(desc="encode", total=total, unit="text", disable=quiet, leave=False) as bar:
         for domain in domains:
-            texts = domain.texts
-            encoded, _ = task.encode(loaded.tokenizer, _as_dataset(texts), MAX_LENGTH)
+            texts = domain.rows["text"][:]
+            encoded, _ = task.encode(loaded.tokenizer, domain.rows, MAX_LENGTH)
             whole = loaded.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
             states = pooled_states(trunk, encoded, collator, bar)
             pieces = np.array([len(ids) for ids in whole])
             out.append(Side(domain.table.name, texts, domain.labels, domain.table.rows, pieces, states))
     return out
-
-
-def _as_dataset(texts: list[str]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_dict({"text": texts})
 
 
 def out_folder(output_dir: str | None) -> Path | None:

@@ -137,6 +137,14 @@ def test_relabelled(tables_in):
     assert domains.relabelled(["a", "b", "c"]) is domains
 
 
+def test_relabelled_rows_keep_their_numbers(tables_in):
+    """The same rows in another order are not those that an earlier call relabelled."""
+    rows = make_rows("hotel", 60)
+    for table in (rows, rows[::-1]):
+        part = tables_in.load(table, make_rows("film", 30)).relabelled(["pos", "neg"]).train
+        assert [table[i]["text"] for i in part["row"]] == part["text"][:]
+
+
 # shots
 
 
