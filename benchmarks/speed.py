@@ -138,10 +138,10 @@ class Reviews:
     def __init__(self, data: Path, scratch: Path, tested: int = 0) -> None:
         from hf_transfer import tasks
         from hf_transfer.arguments import parse
+        from hf_transfer.begin import encode_all
         from hf_transfer.console import Console
         from hf_transfer.data import load_data
         from hf_transfer.models import default_model, load_model
-        from hf_transfer.training import encode_all
 
         Console(quiet=True)
         self.scratch, self.tested = scratch, tested

@@ -16,14 +16,17 @@ from hf_transfer.evaluation import intervals, paired_difference, slices
 from hf_transfer.inference import predict_logits
 from hf_transfer.methods import Prepared, Setup
 from hf_transfer.models import longest_input, public_name
+from hf_transfer.profile import profile_table
+from hf_transfer.publish import push_run
 from hf_transfer.record import record_domain, record_logits
-from hf_transfer.resources import Meter, hardware, versions
+from hf_transfer.resources import hardware, versions
 from hf_transfer.results import Run
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_transfer.arguments import Arguments
+    from hf_transfer.begin import Job
     from hf_transfer.data import Domains
     from hf_transfer.tasks import Task
 
@@ -81,38 +84,40 @@ def compare(
 
 
 def finish(
+    job: Job,
     prepared: Prepared,
-    setup: Setup,
-    task: Task,
-    arguments: Arguments,
-    domains: Domains,
-    encoded: dict[str, Dataset],
-    meter: Meter,
-    partial: Path,
     *,
     recipe: str,
-    controls: dict[str, Control],
     history: list[dict[str, Any]],
-    before: dict[str, Any],
+    before: dict[str, Any] | None = None,
 ) -> Run:
-    """Merge, test, compare with the controls, and write the run folder; renamed into place when it is complete.
+    """Merge, test, compare with the controls, write the run folder, say so, and push it where that was asked for.
+
+    The folder gets its name when it is complete.
 
     Args:
+        job: what was trained on.
         prepared: the trained model and how to merge it.
-        setup: what the method was given.
-        task: what the data means.
-        arguments: of the recipe.
-        domains: the rows.
-        encoded: the same rows, tokenised.
-        meter: running since the start.
-        partial: the folder that grows.
         recipe: name of the recipe, for the command that reproduces the run.
-        controls: to compare with.
         history: the training log.
-        before: source scores before training, or {}.
+        before: source scores before training.
     """
+    run = _write(job, prepared, recipe=recipe, history=history, before=before)
+    if job.arguments.train.profile:
+        job.console.say(profile_table(run.seconds))
+    job.console.finished(run)
+    if pushed := push_run(job.arguments, run):
+        job.console.say(pushed)
+    return run
+
+
+def _write(
+    job: Job, prepared: Prepared, *, recipe: str, history: list[dict[str, Any]], before: dict[str, Any] | None
+) -> Run:
     import torch
 
+    arguments, meter, partial, task = job.arguments, job.meter, job.partial, job.task
+    domains, encoded, setup = job.domains, job.encoded, job.setup
     main = arguments.train.process_index == 0
     trainable = sum(p.numel() for p in prepared.model.parameters() if p.requires_grad)
     device_peak = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else None
@@ -134,7 +139,7 @@ def finish(
             tested = {name: getattr(domains, name) for name in TESTED}
             encoded = {n: task.encode(tokenizer, rows, length)[0] if len(rows) else rows for n, rows in tested.items()}
         scores, logits = score(model, encoded, domains, setup, task, arguments, TESTED)
-        compared = compare(controls, domains, setup, task, logits)
+        compared = compare(job.controls, domains, setup, task, logits)
     choices = dict(prepared.choices)
     if setup.class_weights is not None:
         choices["class_weights"] = [round(weight, 4) for weight in setup.class_weights]

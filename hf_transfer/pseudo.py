@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_transfer.errors import UserError, listed
+from hf_transfer.features import from_first_process
+
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from hf_transfer.data import Domains
+
+PIECE = 256  # texts between two moves of the bar
 
 
 @dataclass(frozen=True)
@@ -50,3 +57,44 @@ def most_confident(probabilities: np.ndarray, shares: np.ndarray, fraction: floa
 def labelled(pool: Dataset, pseudo: Pseudo) -> Dataset:
     """Return the chosen rows of the encoded pool with their pseudo-labels."""
     return pool.select(pseudo.rows).add_column("labels", pseudo.labels.astype(np.int64))
+
+
+def taught(folders: list[str], domains: Domains, *, quiet: bool) -> np.ndarray:
+    """Return the mean probabilities (pool, classes) that finished runs give the target's unlabelled texts.
+
+    Args:
+        folders: of the runs.
+        domains: whose unlabelled texts are labelled.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: no finished run, other labels, or a run that learned from labels of other target rows: those may
+            be tested here.
+    """
+    from torch import distributed
+    from tqdm import tqdm
+
+    from hf_transfer.predict import scorer
+    from hf_transfer.results import load_run
+
+    runs = [load_run(folder) for folder in folders]
+    for run in runs:
+        if sorted(run.label_names) != sorted(domains.label_names):
+            raise UserError(f"--teachers {run.folder} knows the labels {listed(run.label_names)}; these data have "
+                            f"{listed(domains.label_names)}. Name runs with the same labels.")  # fmt: skip
+        if run.data["fingerprint"] != domains.facts["fingerprint"] and str(run.arguments["target_shots"]) != "0":
+            raise UserError(f"--teachers {run.folder} learned from target labels, and from another split than this: it "
+                            "may have seen rows that are tested here. Name a run without --target_shots.")  # fmt: skip
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
+        return from_first_process(None)
+    assert domains.unlabeled is not None
+    texts = domains.unlabeled["text"]
+    total = np.zeros((len(texts), len(domains.label_names)))
+    with tqdm(desc="label", total=len(runs) * len(texts), unit="text", disable=quiet, leave=False) as bar:
+        for run in runs:
+            score, columns = scorer(run.folder), [run.label_names.index(name) for name in domains.label_names]
+            for begin in range(0, len(texts), PIECE):
+                part = texts[begin : begin + PIECE]
+                total[begin : begin + PIECE] += score(part)[:, columns]
+                bar.update(len(part))
+    return from_first_process(total / len(runs))

@@ -14,21 +14,14 @@ from dataclasses import dataclass, field
 
 from transformers import set_seed
 
-from hf_transfer import alignment, tasks
+from hf_transfer import alignment
 from hf_transfer.aligned import AlignmentArguments, align, with_target
 from hf_transfer.arguments import expand, flag, parse
-from hf_transfer.console import Console
-from hf_transfer.controls import run_controls
-from hf_transfer.data import load_data, summary
+from hf_transfer.begin import begin
 from hf_transfer.errors import UserError, reporting_errors
 from hf_transfer.finish import finish
-from hf_transfer.methods import Setup
-from hf_transfer.models import load_model, ordered_labels, public_name
-from hf_transfer.profile import profile_table
-from hf_transfer.publish import check_push, push_run
-from hf_transfer.resources import Meter
 from hf_transfer.results import Run
-from hf_transfer.training import check_folder, class_weights, encode_all, encode_rows, fit, open_folder
+from hf_transfer.training import fit
 
 
 @dataclass
@@ -49,53 +42,16 @@ def main(argv: list[str] | None = None) -> Run:
     if not arguments.method_module.DEFAULTS:
         raise UserError(f"--method {arguments.model.method} trains without a Trainer and can't be aligned meanwhile; "
                         "choose another.")  # fmt: skip
-    console = Console(quiet=arguments.train.quiet or arguments.train.process_index > 0)
-    partial = open_folder(arguments)
-    check_push(arguments)
-    task = tasks.load(arguments.model.task)
-    seed = arguments.train.seed
-    with Meter() as meter:
-        with meter.stage("read"):
-            domains = load_data(arguments.data, seed, quiet=console.quiet)
-            domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
-            weights = class_weights(arguments, domains)
-        controls = run_controls(domains, weights, seed, meter)
-        with meter.stage("load model"):
-            loaded = load_model(arguments.model, task, domains.label_names, seed)
-        with meter.stage("tokenise"):
-            encoded, cut = encode_all(arguments, domains, loaded, task)
-            pool, _ = encode_rows(domains.unlabeled, ["text"], loaded, task, arguments.data.max_length)
-        console.say(summary(domains, cut))
-        console.say(f"model: {public_name(loaded.name)}; method: {arguments.model.method}; {arguments.training_line()}")
-        check_folder(partial, domains, loaded)
-        setup = Setup(
-            loaded=loaded,
-            train=encoded["train"],
-            validation=encoded["validation"],
-            collator=task.collator(loaded.tokenizer),
-            precision=arguments.precision,
-            class_weights=weights,
-            seed=seed,
-            fingerprint=domains.facts["fingerprint"],
-            quiet=console.quiet,
-        )
-        set_seed(seed)
-        with meter.stage("prepare"):
-            both = with_target(setup, pool)
+    with begin(arguments) as job:
+        set_seed(arguments.train.seed)
+        assert job.pool is not None
+        with job.meter.stage("prepare"):
+            both = with_target(job.setup, job.pool)
             prepared = arguments.method_module.prepare(both, arguments.method)
             together = align(prepared, both, chosen, own, how.alignment_weight)
-        with meter.stage("train"):
-            history = fit(together, setup, task, arguments, partial, meter)
-        run = finish(
-            prepared, setup, task, arguments, domains, encoded, meter, partial,
-            recipe="adapt_domain", controls=controls, history=history, before={},
-        )  # fmt: skip
-    if arguments.train.profile:
-        console.say(profile_table(run.seconds))
-    console.finished(run)
-    if pushed := push_run(arguments, run):
-        console.say(pushed)
-    return run
+        with job.meter.stage("train"):
+            history = fit(together, job.setup, job.task, arguments, job.partial, job.meter)
+        return finish(job, prepared, recipe="adapt_domain", history=history)
 
 
 if __name__ == "__main__":

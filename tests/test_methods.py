@@ -15,6 +15,7 @@ import torch
 
 from hf_transfer import methods, tasks, upper
 from hf_transfer.arguments import parse
+from hf_transfer.begin import encode_all
 from hf_transfer.controls import run_controls
 from hf_transfer.data import load_data
 from hf_transfer.errors import UserError
@@ -25,7 +26,7 @@ from hf_transfer.models import layers, load_model
 from hf_transfer.pooling import fit_pools, pool_logits
 from hf_transfer.resources import Meter
 from hf_transfer.results import load_run
-from hf_transfer.training import encode_all, fit
+from hf_transfer.training import fit
 
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
 FLAGS = {
