@@ -20,7 +20,7 @@ from hf_transfer.plugins import first_line, load_plugin, plugin_names
 from hf_transfer.texts import normalise
 
 PACKAGE = REPOSITORY / "hf_transfer"
-RECIPES = ["finetune", "quickstart"]
+RECIPES = ["adapt_domain", "finetune", "quickstart", "self_train"]
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
 TASKS = ["text_classification"]
 DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
@@ -62,12 +62,12 @@ def test_list_names_everything(capsys):
         "tasks": TASKS,
         "diagnostics": DIAGNOSTICS,
     }
-    assert [len(lines) for lines in found.values()] == [2, 8, 1, 7]
+    assert [len(lines) for lines in found.values()] == [4, 8, 1, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 18
+    assert len(set(descriptions)) == 20
 
 
 def test_list_is_what_can_be_loaded(capsys):
@@ -140,7 +140,7 @@ def test_recipes_show_a_command_to_copy():
                 if word.startswith("recipes/configs/"):
                     assert (REPOSITORY / word).is_file(), line
         assert any("--output_dir" in line or "--config" in line for line in lines)
-    assert seen == 3
+    assert seen == 7
 
 
 def test_recipe_flags_in_examples_exist():

@@ -1,0 +1,178 @@
+"""Adaptation on the twelve ordered pairs of the Amazon reviews (Blitzer et al. 2007), 2,000 rows to 2,000 rows.
+
+    python benchmarks/amazon12.py --data path/to/amazon_mds --arms full self_train+partial --pairs four
+    python benchmarks/amazon12.py --data path/to/amazon_mds --arms full frozen self_train+frozen --pairs all --seeds 0 1
+
+An arm is a METHOD (trained on the source alone, once for its three targets) or ADAPTATION+METHOD (trained once a pair).
+The unlabelled pool of a target is its `extra`, labels dropped, with its `unlabeled`. Finished runs stay under --work:
+a stopped benchmark goes on where it was. The dated table goes to benchmarks/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gzip
+import importlib
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "recipes"))
+
+DOMAINS = ("books", "dvd", "electronics", "kitchen")
+PAIRS = {
+    "four": [("electronics", "books"), ("kitchen", "dvd"), ("books", "electronics"), ("dvd", "kitchen")],
+    "all": [(source, target) for source in DOMAINS for target in DOMAINS if source != target],
+}
+# adaptation -> recipe and flags; {METHOD} is the folder of the run of that method on the source alone
+ADAPTATIONS = {
+    "self_train": ("self_train", ["--teachers", "{full}", "{frozen}", "--num_train_epochs", "2"]),
+    "self_train_alone": ("self_train", ["--teachers", "{own}", "--num_train_epochs", "2"]),
+    **{name: ("adapt_domain", ["--alignment", name]) for name in ("coral", "mmd", "dann", "cdan")},
+}
+DRAWS = 2000
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with <domain>.{labeled,extra,unlabeled}.jsonl.gz")
+    parser.add_argument("--arms", nargs="+", required=True, help=f"METHOD or {{{','.join(ADAPTATIONS)}}}+METHOD")
+    parser.add_argument("--pairs", nargs="+", default=["four"], help="four, all, or SOURCE-TARGET")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--baseline", default="full", help="the arm that the others are compared with")
+    parser.add_argument("--work", default="runs/amazon12", help="where the runs are kept")
+    parser.add_argument("--name", default="amazon12", help="name of the table's file")
+    arguments = parser.parse_args()
+    pairs = [pair for given in arguments.pairs for pair in PAIRS.get(given, [tuple(given.split("-"))])]
+    arms = list(dict.fromkeys([arguments.baseline, *arguments.arms]))
+    rows = [measure(arm, source, target, seed, arguments)
+            for arm in arms for source, target in pairs for seed in arguments.seeds]  # fmt: skip
+    write(pd.DataFrame(rows), pairs, arms, arguments)
+
+
+def measure(arm: str, source: str, target: str, seed: int, arguments: argparse.Namespace) -> dict:
+    """Train where that was not done before: which rows of the target are right, and the seconds it took."""
+    from hf_transfer.predict import predict_rows
+    from hf_transfer.results import load_run
+
+    labelled = file(target, "labeled", arguments)
+    folder = adapted(arm, source, target, seed, arguments) if "+" in arm else alone(arm, source, seed, arguments)
+    scored = folder / f"scored-{target}.parquet"
+    if not scored.is_file():
+        predict_rows(str(folder), labelled, str(scored))
+    frame = pd.read_parquet(scored)
+    right = (frame["prediction"].astype(int) == frame["label"]).to_numpy()
+    seconds = load_run(folder).seconds
+    spent = sum(value for stage, value in seconds.items() if stage in ("prepare", "train", "label the target"))
+    print(f"{arm:24} {source:>12} -> {target:12} {100 * right.mean():5.1f} %  {spent:5.0f} s", flush=True)
+    return {"arm": arm, "source": source, "target": target, "seed": seed, "right": right, "seconds": spent}
+
+
+def alone(method: str, source: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Return the run of `method` on the source alone."""
+    folder = Path(arguments.work) / f"{method}-{source}-seed{seed}"
+    other = next(domain for domain in DOMAINS if domain != source)
+    return run("finetune", method, source, other, seed, folder, [], arguments)
+
+
+def adapted(arm: str, source: str, target: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Return the run of an adaptation to one target."""
+    adaptation, _, method = arm.partition("+")
+    recipe, flags = ADAPTATIONS[adaptation]
+    names = {name: method if name == "own" else name for name in ("full", "frozen", "own") if f"{{{name}}}" in flags}
+    known = {f"{{{name}}}": str(alone(which, source, seed, arguments)) for name, which in names.items()}
+    flags = [
+        known.get(flag, flag) for flag in flags if not (method == "frozen" and flag in ("--num_train_epochs", "2"))
+    ]
+    folder = Path(arguments.work) / f"{arm}-{source}-{target}-seed{seed}"
+    flags += ["--target_unlabeled", str(pool(target, arguments))]
+    return run(recipe, method, source, target, seed, folder, flags, arguments)
+
+
+def run(recipe: str, method: str, source: str, target: str, seed: int, folder: Path, flags: list[str],
+        arguments: argparse.Namespace) -> Path:  # fmt: skip
+    """Run a recipe, unless its folder is there."""
+    if not (folder / "run.json").is_file():
+        importlib.import_module(recipe).main(
+            ["--method", method, "--source", file(source, "labeled", arguments), "--target",
+             file(target, "labeled", arguments), "--max_length", "256", "--validation_fraction", "0",
+             "--test_fraction", "0", "--seed", str(seed), "--output_dir", str(folder), "--quiet", *flags])  # fmt: skip
+    return folder
+
+
+def file(domain: str, kind: str, arguments: argparse.Namespace) -> str:
+    """Return the path of one of a domain's files."""
+    return str(Path(arguments.data) / f"{domain}.{kind}.jsonl.gz")
+
+
+def pool(target: str, arguments: argparse.Namespace) -> Path:
+    """Return a table of the target's unlabelled texts, written at the first call."""
+    path = Path(arguments.work) / f"pool-{target}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as out:
+        for kind in ("extra", "unlabeled"):
+            with gzip.open(file(target, kind, arguments), "rt", encoding="utf-8") as lines:
+                out.writelines(json.dumps({"text": json.loads(line)["text"]}) + "\n" for line in lines)
+    return path
+
+
+def mean_difference(rows: pd.DataFrame, arm: str, baseline: str) -> tuple[float, float, float]:
+    """Return the mean of arm minus baseline, with a 95 % bootstrap interval over pairs (and seeds) and rows."""
+    cells = rows.set_index(["arm", "source", "target", "seed"])["right"]
+    gains = [cells.loc[(arm, *key)].astype(int) - cells.loc[(baseline, *key)].astype(int)
+             for key in cells.loc[arm].index]  # fmt: skip
+    rng = np.random.default_rng(0)
+    draws = [
+        np.mean([rng.choice(gains[i], len(gains[i])).mean() for i in rng.integers(0, len(gains), len(gains))])
+        for _ in range(DRAWS)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(np.mean([gain.mean() for gain in gains])), float(low), float(high)
+
+
+def write(rows: pd.DataFrame, pairs: list[tuple[str, str]], arms: list[str], arguments: argparse.Namespace) -> None:
+    """Write the table: a row an arm, a column a pair, the mean, the difference to the baseline, the seconds."""
+    from hf_transfer.resources import hardware, versions
+
+    today = datetime.date.today().isoformat()
+    tools = ", ".join(f"{name} {version}" for name, version in versions().items())
+    heads = " | ".join(f"{source[0]}->{target[0]}" for source, target in pairs)
+    lines = [
+        f"# Adaptation without target labels, Amazon reviews, {today}",
+        "",
+        "Train on the source's 2,000 reviews and the target's unlabelled pool, test on the target's 2,000; "
+        f"`--max_length 256`, default encoder (all-MiniLM-L6-v2), no validation rows; seeds {arguments.seeds}. "
+        f"Accuracy in %; the difference to {arguments.baseline} is paired, with a 95 % bootstrap interval over pairs "
+        "and test rows. Seconds: the median of preparing, training and labelling; one training on the source alone "
+        "serves three targets, teachers are not counted again.",
+        "",
+        f"{hardware()}; {tools}.",
+        "",
+        f"Command: `python benchmarks/amazon12.py --data ... --arms {' '.join(arguments.arms)} --pairs "
+        f"{' '.join(arguments.pairs)} --seeds {' '.join(map(str, arguments.seeds))}`",
+        "",
+        f"| arm | {heads} | mean | difference to {arguments.baseline} | seconds |",
+        "|---" * (len(pairs) + 4) + "|",
+    ]
+    for arm in arms:
+        own = rows[rows["arm"] == arm]
+        by_pair = [100 * np.mean([right.mean() for right in own[(own.source == s) & (own.target == t)]["right"]])
+                   for s, t in pairs]  # fmt: skip
+        value, low, high = (100 * number for number in mean_difference(rows, arm, arguments.baseline))
+        gain = "" if arm == arguments.baseline else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+        cells = " | ".join(f"{value:.1f}" for value in by_pair)
+        lines.append(f"| {arm} | {cells} | {np.mean(by_pair):.2f} | {gain} | {statistics.median(own['seconds']):.0f} |")
+    text = "\n".join(lines) + "\n"
+    (HERE / f"{arguments.name}-{today}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
