@@ -29,6 +29,7 @@ DOMAINS = ("books", "dvd", "electronics", "kitchen")
 PAIRS = {
     "four": [("electronics", "books"), ("kitchen", "dvd"), ("books", "electronics"), ("dvd", "kitchen")],
     "all": [(source, target) for source in DOMAINS for target in DOMAINS if source != target],
+    "three": [("others", target) for target in DOMAINS],  # three sources, one target
 }
 # adaptation -> recipe and flags; {METHOD} is the folder of the run of that method on the source alone
 ADAPTATIONS = {
@@ -44,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with <domain>.{labeled,extra,unlabeled}.jsonl.gz")
     parser.add_argument("--arms", nargs="+", required=True, help=f"METHOD or {{{','.join(ADAPTATIONS)}}}+METHOD")
-    parser.add_argument("--pairs", nargs="+", default=["four"], help="four, all, or SOURCE-TARGET")
+    parser.add_argument("--pairs", nargs="+", default=["four"], help="four, all, three, or SOURCE-TARGET")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--baseline", default="full", help="the arm that the others are compared with")
     parser.add_argument("--work", default="runs/amazon12", help="where the runs are kept")
@@ -63,7 +64,7 @@ def measure(arm: str, source: str, target: str, seed: int, arguments: argparse.N
     from hf_transfer.results import load_run
 
     labelled = file(target, "labeled", arguments)
-    folder = adapted(arm, source, target, seed, arguments) if "+" in arm else alone(arm, source, seed, arguments)
+    folder = adapted(arm, source, target, seed, arguments) if "+" in arm else alone(arm, source, target, seed, arguments)
     scored = folder / f"scored-{target}.parquet"
     if not scored.is_file():
         predict_rows(str(folder), labelled, str(scored))
@@ -75,10 +76,11 @@ def measure(arm: str, source: str, target: str, seed: int, arguments: argparse.N
     return {"arm": arm, "source": source, "target": target, "seed": seed, "right": right, "seconds": spent}
 
 
-def alone(method: str, source: str, seed: int, arguments: argparse.Namespace) -> Path:
-    """Return the run of `method` on the source alone."""
-    folder = Path(arguments.work) / f"{method}-{source}-seed{seed}"
-    other = next(domain for domain in DOMAINS if domain != source)
+def alone(method: str, source: str, target: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Return the run of `method` on the source alone; one source's serves all targets."""
+    which = f"others-{target}" if source == "others" else source
+    other = target if source == "others" else next(domain for domain in DOMAINS if domain != source)
+    folder = Path(arguments.work) / f"{method}-{which}-seed{seed}"
     return run("finetune", method, source, other, seed, folder, [], arguments)
 
 
@@ -87,7 +89,7 @@ def adapted(arm: str, source: str, target: str, seed: int, arguments: argparse.N
     adaptation, _, method = arm.partition("+")
     recipe, flags = ADAPTATIONS[adaptation]
     names = {name: method if name == "own" else name for name in ("full", "frozen", "own") if f"{{{name}}}" in flags}
-    known = {f"{{{name}}}": str(alone(which, source, seed, arguments)) for name, which in names.items()}
+    known = {f"{{{name}}}": str(alone(which, source, target, seed, arguments)) for name, which in names.items()}
     flags = [
         known.get(flag, flag) for flag in flags if not (method == "frozen" and flag in ("--num_train_epochs", "2"))
     ]
@@ -100,8 +102,9 @@ def run(recipe: str, method: str, source: str, target: str, seed: int, folder: P
         arguments: argparse.Namespace) -> Path:  # fmt: skip
     """Run a recipe, unless its folder is there."""
     if not (folder / "run.json").is_file():
+        sources = [domain for domain in DOMAINS if domain != target] if source == "others" else [source]
         importlib.import_module(recipe).main(
-            ["--method", method, "--source", file(source, "labeled", arguments), "--target",
+            ["--method", method, "--source", *[file(name, "labeled", arguments) for name in sources], "--target",
              file(target, "labeled", arguments), "--max_length", "256", "--validation_fraction", "0",
              "--test_fraction", "0", "--seed", str(seed), "--output_dir", str(folder), "--quiet", *flags])  # fmt: skip
     return folder
