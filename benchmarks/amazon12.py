@@ -64,7 +64,7 @@ def measure(arm: str, source: str, target: str, seed: int, arguments: argparse.N
     from hf_transfer.results import load_run
 
     labelled = file(target, "labeled", arguments)
-    folder = adapted(arm, source, target, seed, arguments) if "+" in arm else alone(arm, source, target, seed, arguments)
+    folder = (adapted if "+" in arm else alone)(arm, source, target, seed, arguments)
     scored = folder / f"scored-{target}.parquet"
     if not scored.is_file():
         predict_rows(str(folder), labelled, str(scored))
