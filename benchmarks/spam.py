@@ -2,8 +2,8 @@
 
     python benchmarks/spam.py --data path/to/shared/data --seeds 0 1 2
 
-Source: SMS Spam Collection (13 % spam). Target: YouTube Spam Collection (51 % spam), tested on its test split; the texts
-of its training split, without labels, are the pool. Finished runs stay under --work.
+Source: SMS Spam Collection (13 % spam). Target: YouTube Spam Collection (51 % spam), tested on its test split; its
+training split, without labels, is the pool. Finished runs stay under --work.
 """
 
 from __future__ import annotations
