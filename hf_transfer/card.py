@@ -132,7 +132,7 @@ def card_data(run: Run, *, repo_id: str, base: Base, files: str, license: str | 
         pipeline_tag=pipeline_tag,
         license=license,
         base_model=base.name if base.revision else None,
-        tags=["hf_transfer", run.method, *adapting, pipeline_tag],
+        tags=["hf_transfer", *run.arm.split("+"), *adapting, pipeline_tag],
         metrics=["accuracy", "f1"],
         model_name=repo_id.split("/")[-1],
         eval_results=results,
@@ -155,7 +155,8 @@ def evidence_rows(run: Run, others: Sequence[Run] = ()) -> list[dict[str, Any]]:
         rows.append(_row(control["name"], control[which], control.get("source_test"), difference))
     rows += [_other_row(run, other, which) for other in others]
     seen = target_labels(run)
-    label = "this model" if seen else "this model (source-only: no target labels were used)"
+    how = "adapted without target labels" if run.adaptation else "source-only: no target labels were used"
+    label = "this model" if seen else f"this model ({how})"
     return [*rows, _row(label, run.metrics[which], run.metrics.get("source_test"), None)]
 
 
@@ -201,9 +202,9 @@ def _other_row(run: Run, other: Run, which: str) -> dict[str, Any]:
     source = common[common["set"] == "source_test"]
     on_source = {"accuracy": float((source["prediction_other"] == source["label"]).mean())}
     seen = target_labels(other)
-    name = f"{other.method} on {', '.join(sources(other))}, " + (f"with {seen}" if seen else "no target labels")
+    name = f"{other.arm} on {', '.join(sources(other))}, " + (f"with {seen}" if seen else "no target labels")
     return _row(
-        f"another run: {name}" if seen else f"source-only: {name}",
+        f"another run: {name}" if seen or other.adaptation else f"source-only: {name}",
         scores,
         on_source if len(source) >= FEWEST else None,
         paired_difference(right, predictions == labels, seed=run.seed),

@@ -90,6 +90,7 @@ def finish(
     recipe: str,
     history: list[dict[str, Any]],
     before: dict[str, Any] | None = None,
+    adaptation: str = "",
 ) -> Run:
     """Merge, test, compare with the controls, write the run folder, say so, and push it where that was asked for.
 
@@ -101,8 +102,9 @@ def finish(
         recipe: name of the recipe, for the command that reproduces the run.
         history: the training log.
         before: source scores before training.
+        adaptation: what used the target's unlabelled texts.
     """
-    run = _write(job, prepared, recipe=recipe, history=history, before=before)
+    run = _write(job, prepared, recipe=recipe, history=history, before=before, adaptation=adaptation)
     if job.arguments.train.profile:
         job.console.say(profile_table(run.seconds))
     job.console.finished(run)
@@ -112,7 +114,13 @@ def finish(
 
 
 def _write(
-    job: Job, prepared: Prepared, *, recipe: str, history: list[dict[str, Any]], before: dict[str, Any] | None
+    job: Job,
+    prepared: Prepared,
+    *,
+    recipe: str,
+    history: list[dict[str, Any]],
+    before: dict[str, Any] | None,
+    adaptation: str,
 ) -> Run:
     import torch
 
@@ -175,6 +183,7 @@ def _write(
         versions=versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         history=history,
+        adaptation=adaptation,
     )
     if main:
         from hf_transfer.report import plot_run, run_report, test_set

@@ -36,7 +36,7 @@ def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
         difference = run.metrics["differences"][which]["tfidf"]
         cost = (training_seconds(run), run.trainable_parameters, run.peak_memory_mb)
         source = run.metrics.get("source_test")
-        out.append(_row(run.method, run.folder.name, run.metrics[which], source, difference, run, cost))
+        out.append(_row(run.arm, run.folder.name, run.metrics[which], source, difference, run, cost))
     return out
 
 
@@ -67,8 +67,8 @@ def _row(
 
 
 def training_seconds(run: Run) -> float:
-    """Return the seconds an arm cost: preparing (encoding, heads) and training, without loading and testing."""
-    return round(run.seconds.get("prepare", 0.0) + run.seconds.get("train", 0.0), 1)
+    """Return the seconds an arm cost: preparing (encoding, heads), training, labelling; not loading and testing."""
+    return round(sum(run.seconds.get(stage, 0.0) for stage in ("prepare", "train", "label the target")), 1)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -113,7 +113,7 @@ def verdict(run: Run) -> str:
     words = "helps" if difference["low"] > 0 else "hurts" if difference["high"] < 0 else "shows no difference"
     rows = run.metrics[which]["n"]
     return (
-        f"{run.method} {words} against {run.metrics['controls']['tfidf']['name']}: "
+        f"{run.arm} {words} against {run.metrics['controls']['tfidf']['name']}: "
         f"{_with_interval(difference['value'], (difference['low'], difference['high']), '+')} points on {rows} rows."
     )
 
@@ -122,7 +122,7 @@ def run_report(run: Run) -> str:
     """Return the Markdown report of one run."""
     which = test_set(run)
     lines = [
-        f"# {run.method}: {', '.join(n for n in run.data['domains'] if n != run.data['target'])} -> "
+        f"# {run.arm}: {', '.join(n for n in run.data['domains'] if n != run.data['target'])} -> "
         f"{run.data['target'] or 'held-out source rows'}",
         "",
         verdict(run),

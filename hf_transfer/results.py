@@ -22,6 +22,7 @@ class Run:
     Attributes:
         folder: where it lies; not written into run.json.
         task, method, model, model_revision: what was adapted, and how.
+        adaptation: what used the target's unlabelled texts, if anything did.
         weights_sha256: of a base model from a local folder, file by file, by which the Hub's can be told; else empty.
         label_names: in logit order.
         arguments: every argument that differs from a library default.
@@ -61,7 +62,13 @@ class Run:
     versions: dict[str, str]
     created: str
     history: list[dict[str, Any]] = field(default_factory=list)
+    adaptation: str = ""
     format: int = FORMAT
+
+    @property
+    def arm(self) -> str:
+        """The run's name among others: its method, and before it what adapted it to the target."""
+        return f"{self.adaptation}+{self.method}" if self.adaptation else self.method
 
     def save(self, folder: Path) -> None:
         """Write run.json into `folder`."""

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> Run:
             together = align(prepared, both, chosen, own, how.alignment_weight)
         with job.meter.stage("train"):
             history = fit(together, job.setup, job.task, arguments, job.partial, job.meter)
-        return finish(job, prepared, recipe="adapt_domain", history=history)
+        return finish(job, prepared, recipe="adapt_domain", history=history, adaptation=arguments.more[0].alignment)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> Run:
         assert kept is not None
         _, now, prepared, history = kept
         prepared = replace(prepared, choices={**prepared.choices, "rounds": log})
-        return finish(now, prepared, recipe="self_train", history=history)
+        return finish(now, prepared, recipe="self_train", history=history, adaptation="self_train")
 
 
 def _round(job: Job, rows: Dataset) -> tuple[Job, Prepared, list[dict[str, float]]]:

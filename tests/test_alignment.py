@@ -129,6 +129,7 @@ def test_every_alignment_under_every_method(name, method, command, tiny, tmp_pat
     argv = command(tiny, tmp_path / "run", "--alignment", name, "--method", method, *more)
     run = conftest.load_recipe("adapt_domain")(argv)
     assert run.arguments["alignment"] == name
+    assert run.arm == f"{name}+{method}"
     assert run.data["unlabeled_rows"] == 60
     found = pipeline("text-classification", str(run.folder))("a text")
     assert found[0]["label"] in run.label_names

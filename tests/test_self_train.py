@@ -39,6 +39,7 @@ def test_rounds(method, tiny, tables, tmp_path):
     assert rounds[0]["rows"] == run.data["rows"]["train"]
     assert rounds[0]["rows"] < rounds[1]["rows"] <= rounds[0]["rows"] + 30
     assert run.metrics["target_test"]["n"] == 40
+    assert run.arm == f"self_train+{method}"
 
 
 @pytest.mark.parametrize("change", [["--rounds", "0"], ["--fraction", "0"], ["--fraction", "1.5"]])
