@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_transfer.arguments import DataArguments
+    from hf_transfer.results import Run
 
 MIN_ROWS_PER_LABEL = 4
 FEW_UNLABELED = 200
@@ -209,6 +210,26 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
         notes=notes,
         **{name: everything.select(frame["at"]) for name, frame in frames.items()},
     )
+
+
+def load_again(run: Run, *, quiet: bool = True) -> Domains:
+    """Read the data of a finished run from where it was, with the run's order of labels.
+
+    Raises:
+        UserError: it can't be read, or is no longer the same; the line wants an end that says what to do without it.
+    """
+    from hf_transfer.arguments import DataArguments
+
+    names = {field.name for field in fields(DataArguments)}
+    given = DataArguments(**{name: value for name, value in run.arguments.items() if name in names})
+    try:
+        domains = load_data(given, run.seed, quiet=quiet)
+    except UserError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"the data of {run.folder} can't be read again ({reason})") from error
+    if domains.facts["fingerprint"] != run.data["fingerprint"]:
+        raise UserError(f"the data of {run.folder} changed since it was trained")
+    return domains.relabelled(run.label_names)
 
 
 def fingerprint(rows: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 from hf_transfer.errors import UserError
 from hf_transfer.results import load_run
@@ -16,6 +17,16 @@ def demo_folder() -> Path:
     package = Path(__file__).parent
     inside = package / "spaces" / "demo"
     return inside if inside.is_dir() else package.parent / "spaces" / "demo"
+
+
+def demo_part(name: str) -> dict[str, Any]:
+    """Return what file `name` of the app defines, which can't import this package, nor be imported from it."""
+    folder = demo_folder()
+    sys.path.insert(0, str(folder))  # its files import each other by their bare names
+    try:
+        return runpy.run_path(str(folder / f"{name}.py"))
+    finally:
+        sys.path.remove(str(folder))
 
 
 def run_demo(folders: list[str], *, port: int | None = None, mcp: bool = False, corrections: str | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import inspect
 import io
@@ -129,21 +128,15 @@ def export_run(folder: str | Path, *, quantize: str | None = None, force: bool =
 
 def _test_rows(run: Run, *, force: bool) -> Dataset | None:
     """Return the run's test rows, read from its data again; None if that fails and `force` is given."""
-    from hf_transfer.arguments import DataArguments
-    from hf_transfer.data import load_data
+    from hf_transfer.data import load_again
 
-    names = {field.name for field in dataclasses.fields(DataArguments)}
     try:
-        domains = load_data(DataArguments(**{k: v for k, v in run.arguments.items() if k in names}), run.seed)
-        reason = "" if domains.facts["fingerprint"] == run.data["fingerprint"] else "it changed since"
+        return load_again(run).test
     except UserError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-    if not reason:
-        return domains.relabelled(run.label_names).test
-    if force:
-        return None
-    raise UserError(f"int8 can't be measured on the data of {run.folder} ({reason}); restore the data, or add --force "
-                    "to export without measuring.")  # fmt: skip
+        if force:
+            return None
+        raise UserError(f"int8 can't be measured: {error}; restore the data, or add --force to export without "
+                        "measuring.") from error  # fmt: skip
 
 
 def _load(run: Run) -> tuple[Any, Any]:

@@ -110,9 +110,8 @@ def record_domain(
     if len(held_out) < FEWEST:
         return
     rng = np.random.default_rng(seed)
-    depth = model.config.num_hidden_layers
-    layer = min(round(2 * depth / 3), depth - 1)
-    trunk = _lower_part(model, layer, precision)
+    layer = telling_layer(model)
+    trunk = lower_part(model, layer, precision)
     tested = rng.permutation(len(domains.test))[:SAMPLE]
 
     def features(rows: Dataset) -> np.ndarray:
@@ -162,7 +161,13 @@ def whitener(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return fitted.location_.astype(np.float32), whitening.astype(np.float32)
 
 
-def _lower_part(model: Any, layer: int, precision: str) -> Any:
+def telling_layer(model: Any) -> int:
+    """Return the hidden state in which domains differ most clearly: two thirds up (benchmarks/README.md)."""
+    depth = model.config.num_hidden_layers
+    return min(round(2 * depth / 3), depth - 1)
+
+
+def lower_part(model: Any, layer: int, precision: str) -> Any:
     """Return a copy of the trunk that ends above hidden state `layer`: what lies higher would run for nothing."""
     from hf_transfer.features import cut, frozen_copy
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_transfer.demo import demo_folder
+from hf_transfer.demo import demo_folder, demo_part
 from hf_transfer.results import Run, write_atomically
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def build_space(
         shutil.copyfile(file, folder / file.name)
     name = repo_id.split("/")[-1]
     model = {"name": name, "folder": MODEL_FOLDER} if bundle else {"name": name, "repo": repo_id, "revision": revision}
-    choose = runpy.run_path(str(demo / "examples.py"))["choose"]
+    choose = demo_part("examples")["choose"]
     texts = choose(run.folder / "recorded.jsonl") if examples else []
     space = {"title": name, "models": [model], "examples": texts}
     write_atomically(folder / "space.json", json.dumps(space, indent=2, ensure_ascii=False) + "\n")
@@ -85,7 +84,7 @@ def _description(run: Run) -> str:
 
 
 def _text(run: Run, name: str, repo_id: str) -> str:
-    plain = runpy.run_path(str(demo_folder() / "evidence.py"))["plain"]
+    plain = demo_part("evidence")["plain"]
     source = ", ".join(plain(domain) for domain in run.data["domains"] if domain != run.data["target"])
     path = f"adapted from {source} to {plain(run.data['target'])}" if run.data["target"] else f"trained on {source}"
     return f"""# {name}

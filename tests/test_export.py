@@ -236,7 +236,7 @@ def test_changed_data_is_refused_unless_forced(change, sure, tmp_path):
         file.unlink()
     else:
         file.write_text(file.read_text().replace("a", "b", 1))
-    with pytest.raises(UserError, match=r"can't be measured on the data of .* add --force") as caught:
+    with pytest.raises(UserError, match=r"can't be measured: the data of .* add --force") as caught:
         export_run(sure, quantize="int8", quiet=True)
     assert "\n" not in str(caught.value)
     assert not list(sure.glob("onnx*"))
