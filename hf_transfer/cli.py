@@ -22,6 +22,7 @@ examples:
   hf-transfer run finetune --method lora --source books.csv --target kitchen.csv --output_dir runs/lora
   hf-transfer run --num_processes 2 finetune --config recipes/configs/amazon_lora.yaml --output_dir runs/lora
   hf-transfer predict runs/lora reviews.csv --output scored.csv
+  hf-transfer why runs/lora target_test:17
   hf-transfer report runs/*
   hf-transfer demo runs/lora
   hf-transfer publish runs/lora me/kitchen-sentiment --private --space
@@ -115,6 +116,17 @@ def _parser() -> argparse.ArgumentParser:
                          "(default: %(default)s)")  # fmt: skip
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
     predict.set_defaults(action=_predict)
+
+    why = commands.add_parser("why", help="trace one text through a run: tokens, scores, words that decided, time",
+                              description="Trace one text through a run: tokens, logits, loss, the words that decided, "
+                              "the nearest training rows, the time of each stage.")  # fmt: skip
+    why.add_argument("run", help="run folder")
+    why.add_argument("row", nargs="?", help="a tested row, as in predictions.parquet: 17, or if that is ambiguous "
+                     "target_test:17 or target_test:kitchen:17")  # fmt: skip
+    why.add_argument("--text", help="any text, in place of a row")
+    why.add_argument("--output_dir", help="folder for the report, also as JSON; default: print it only")
+    why.add_argument("--quiet", action="store_true", help="no progress bar")
+    why.set_defaults(action=_why)
 
     report = commands.add_parser("report", help="compare finished runs: table, JSON and plot")
     report.add_argument("runs", nargs="+", help="run folders; others among them are passed over")
@@ -235,6 +247,13 @@ def _predict(arguments: argparse.Namespace) -> None:
     )
     if not arguments.quiet:
         print(summary)
+
+
+def _why(arguments: argparse.Namespace) -> None:
+    from hf_transfer.why import why_row
+
+    print(why_row(arguments.run, arguments.row, text=arguments.text, output_dir=arguments.output_dir,
+                  quiet=arguments.quiet))  # fmt: skip
 
 
 def _report(arguments: argparse.Namespace) -> None:
