@@ -144,13 +144,12 @@ def write(results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
         f"# False alarms and power of the verdict, {today}",
         "",
         f"{arguments.comparisons:,} simulated comparisons of equal arms a row, accuracy {100 * ACCURACY:.0f} %, and as "
-        f"many in which the first arm is {100 * GAIN:.0f} points better. All in %, with 95 % Wilson intervals where cases "
+        f"many in which the first arm is {100 * GAIN:.0f} points better. In %, with 95 % Wilson intervals where cases "
         'are independent. False alarms: comparisons with "helps" or "hurts" among all their pairs of arm and control '
         "(at most 5 % wanted), and comparisons after which an arm is recommended. Coverage: of the uncorrected 95 % "
         "intervals of all pairs (93 to 97 % wanted). Power: pairs of the better arm of which it is said (at least 80 % "
         "wanted with one seed). Last column: coverage of the percentiles of a bootstrap over seeds and rows, for the "
-        "first pair. One seed is never said to show what seeds do: the last line, where words about the models are "
-        "taken for words about the arms.",
+        "first pair. The last line takes what one seed shows of models for what is true of their arms.",
         "",
         f"numpy {np.__version__}, scipy {scipy.__version__}.",
         "",
