@@ -180,7 +180,7 @@ def forgetting(before: np.ndarray, after: np.ndarray, labels: np.ndarray, label_
 
 
 def gaps(right: np.ndarray, slices: dict[str, np.ndarray]) -> list[Part]:
-    """Compare accuracy on each slice with that on all other rows, the worst first: where most is shown to be lost.
+    """Compare accuracy on each slice with that on all other rows: those shown to be worse first, then by difference.
 
     Args:
         right: (rows,) whether one model labelled each correctly.
@@ -199,7 +199,7 @@ def gaps(right: np.ndarray, slices: dict[str, np.ndarray]) -> list[Part]:
     effects = _effects(differences, GAP)
     found = [Part(name, len(inside), float(inside.mean()), float(rest.mean()), effect)
              for (name, (inside, rest)), effect in zip(sides.items(), effects, strict=True)]  # fmt: skip
-    return sorted(found, key=lambda part: part.difference.corrected_high)
+    return sorted(found, key=lambda part: (part.difference.corrected_high >= 0, part.difference.value))
 
 
 @dataclass(frozen=True)
