@@ -31,9 +31,9 @@ class Candidate:
     """An arm or a control, tested on the same rows as all others.
 
     Attributes:
-        name: of the arm.
+        name: of the arm, no other's.
         predictions: (seeds, rows) class indices; one seed where training has none, or was done once: then words are
-            about that one model.
+            about that one model, not about all that another seed might have given.
         seconds: what it cost.
         megabytes: its size, which decides between equal seconds.
         control: whether arms have to beat it.
@@ -152,8 +152,8 @@ def judge(candidates: list[Candidate], labels: np.ndarray) -> Verdict:
             arm, control, effect, {"value": f1_difference.value, "low": low, "high": high},
             float((one * (1 - other) + other * (1 - one)).mean()),
         ))  # fmt: skip
-    beaten = {name: [c.accuracy.word == "helps" for c in comparisons if c.arm == name] for name, _ in pairs}
-    helping = [arm for arm in arms if all(beaten[arm.name])]
+    in_doubt = {one.arm for one in comparisons if one.accuracy.corrected_low <= 0}
+    helping = [arm for arm in arms if arm.name not in in_doubt]
     return Verdict(comparisons, [arm.name for arm in helping], bool(helping), _cheapest(helping or controls, right))
 
 
