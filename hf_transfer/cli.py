@@ -113,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch_size", type=int, default=32, help="texts at a time (default: %(default)s)")
     predict.add_argument("--engine", choices=["torch", "onnx"], default="torch", help="onnx: what `export` wrote "
                          "(default: %(default)s)")  # fmt: skip
+    predict.add_argument("--label_prior", choices=["em", "bbse"], help="estimate the rows' mix of labels, which may be "
+                         "another than in training, and correct the predictions by it")  # fmt: skip
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
     predict.set_defaults(action=_predict)
 
@@ -231,6 +233,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         text_column=arguments.text_column,
         batch_size=arguments.batch_size,
         engine=arguments.engine,
+        label_prior=arguments.label_prior,
         quiet=arguments.quiet,
     )
     if not arguments.quiet:
