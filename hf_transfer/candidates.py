@@ -32,7 +32,7 @@ class Target:
     Attributes:
         name: of the domain.
         texts: a sample of it.
-        keys: (texts,) see `text_facts`.
+        keys: of all its texts, see `text_facts`.
         labels: (texts,) label names where it only plays the target, else None.
         notes: what the user should know, one line each.
     """
@@ -86,20 +86,21 @@ def read_target(
     notes = [f"{table.name}: {note}" for note in table.notes]
     if len(rows) < FEW_UNLABELED:
         notes.append(f"{table.name}: only {len(rows)} texts; {FEW_UNLABELED} or more tell more of a domain")
+    keys = rows["key"].to_numpy()
     rows = rows.iloc[np.sort(np.random.default_rng(seed).permutation(len(rows))[:ROWS])]
     labels = rows["label"].to_numpy(dtype=object).astype(str) if labelled else None
-    return Target(table.name, table.texts.select(rows["row"])["text"][:], rows["key"].to_numpy(), labels, notes)
+    return Target(table.name, table.texts.select(rows["row"])["text"][:], keys, labels, notes)
 
 
-def read_runs(runs: list[Run], notes: list[str]) -> list[Finished]:
+def read_runs(runs: list[Run], notes: list[str], *, quiet: bool) -> list[Finished]:
     """Return the runs with what is known of their data, which is read again; says in `notes` what is missing."""
     same = Counter(run.folder.name for run in runs)
     read: dict[str, Domains | str] = {}
     out = []
     for run in runs:
         name = run.folder.name if same[run.folder.name] == 1 else str(run.folder)
-        if (key := run.data["fingerprint"]) not in read:
-            read[key] = read_data(run)
+        if isinstance(read.get(key := run.data["fingerprint"], ""), str):
+            read[key] = read_data(run, quiet=quiet)
         found = read[key]
         texts = None if isinstance(found, str) else held_out_texts(run, found)
         known = held_out(run, runs[0].label_names, texts)
@@ -111,20 +112,21 @@ def read_runs(runs: list[Run], notes: list[str]) -> list[Finished]:
             reason = found if isinstance(found, str) else "their order changed"
             notes.append(f"{name}: its data can't be read again ({reason}), so there is no weighted or reverse "
                          "validation")  # fmt: skip
-        out.append(Finished(name, run, known, None if isinstance(found, str) else learned_keys(found)))
+        out.append(Finished(name, run, known, None if isinstance(found, str) else learned_keys(found, quiet=quiet)))
     if len(read) > 1:
         notes.append("the runs are of different data or splits: their source scores are not about the same rows")
     return out
 
 
-def read_data(run: Run) -> Domains | str:
+def read_data(run: Run, *, quiet: bool) -> Domains | str:
     """Read the data of `run` again; returns them, or why they are not those of its training."""
     from hf_transfer.arguments import DataArguments
     from hf_transfer.data import load_data
 
     names = {field.name for field in dataclasses.fields(DataArguments)}
     try:
-        domains = load_data(DataArguments(**{k: v for k, v in run.arguments.items() if k in names}), run.seed)
+        arguments = DataArguments(**{k: v for k, v in run.arguments.items() if k in names})
+        domains = load_data(arguments, run.seed, quiet=quiet)
     except UserError as error:
         return str(error).splitlines()[0].rstrip(".")
     return domains if domains.facts["fingerprint"] == run.data["fingerprint"] else "they changed since"
@@ -143,12 +145,12 @@ def held_out_texts(run: Run, domains: Domains) -> tuple[str, ...] | None:
     return tuple(texts) if numbers == frame["row"].tolist() else None
 
 
-def learned_keys(domains: Domains) -> np.ndarray:
+def learned_keys(domains: Domains, *, quiet: bool) -> np.ndarray:
     """Return the keys (see `text_facts`) of all texts whose labels were learned from or chosen by."""
     from hf_transfer.texts import text_facts
 
     parts = (domains.train, domains.validation)
-    return np.concatenate([text_facts(part.select_columns("text"))["key"] for part in parts])
+    return np.concatenate([text_facts(part.select_columns("text"), quiet=quiet)["key"] for part in parts])
 
 
 def check_target(
@@ -170,13 +172,15 @@ def check_target(
     for one in finished:
         run = one.run
         if one.trained is not None:
-            seen = float(np.isin(target.keys, one.trained).mean())
+            share = np.isin(target.keys, one.trained).mean()
+            seen, how = share > SEEN, f"{one.name} was trained on {share:.0%} of its texts"
         else:
-            seen = float(target.name in run.data["domains"] and target.name != run.data["target"])
+            seen = target.name in run.data["domains"] and target.name != run.data["target"]
+            how = f"{one.name} was trained on a domain of that name"
             notes.append(f"{one.name}: whether it was trained on {target.name} is told by the domain's name only")
-        if seen > SEEN:
-            raise UserError(f"{flag} {target.name}: {one.name} was trained on {seen:.0%} of its texts, and a run can't "
-                            "be judged on them. Leave that run out, or name another domain.")  # fmt: skip
+        if seen:
+            raise UserError(f"{flag} {target.name}: {how}, and a run can't be judged on what it has learned. Leave "
+                            "that run out, or name another domain.")  # fmt: skip
         if target.labels is not None and target.name == run.data["target"]:
             notes.append(f"{one.name} has {target.name} for its target; if that is what you choose for, a back-test on "
                          "it shows target labels")  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from hf_transfer import label_free
 from hf_transfer.candidates import Finished, Target, check_target, read_runs, read_target, score_texts
 from hf_transfer.errors import UserError, listed
 from hf_transfer.judging import RULE, Judged, choice, judge, tested
-from hf_transfer.results import load_run, write_atomically
+from hf_transfer.results import check_writable, load_run, write_atomically
 from hf_transfer.samples import out_folder
 
 
@@ -43,7 +44,8 @@ def choose_run(
     from hf_transfer.console import Console
 
     Console(quiet=quiet)
-    folder = out_folder(output_dir)
+    if output_dir is not None:
+        check_writable(Path(output_dir), "--output_dir")
     runs = [load_run(name) for name in dict.fromkeys(folders)]
     label_names = runs[0].label_names
     for run in runs:
@@ -55,7 +57,7 @@ def choose_run(
     for spec in backtest or []:
         targets.append(read_target(spec, labelled=True, label_column=label_column, **options))
     notes = [note for target in targets for note in target.notes]
-    finished = read_runs(runs, notes)
+    finished = read_runs(runs, notes, quiet=quiet)
     for target in targets:
         check_target(target, targets[0], finished, label_names, notes)
     outputs, seconds = score_texts(runs, [target.texts for target in targets], label_names, quiet=quiet)
@@ -63,7 +65,7 @@ def choose_run(
               for i, target in enumerate(targets)]  # fmt: skip
     facts = facts_of(finished, targets, judged, seconds, notes) | {"seed": seed}
     text = report(facts)
-    if folder is not None:
+    if (folder := out_folder(output_dir)) is not None:
         write_atomically(folder / "choose.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
         write_atomically(folder / "choose.md", text + "\n")
         text += f"\n\nwritten: {folder}/choose.md, choose.json"
@@ -137,8 +139,8 @@ def report(facts: dict[str, Any]) -> str:
         rank = "out" if run["out"] else number(run["mean_rank"], ".1f")
         cells.append([run["name"], *found, rank, f"{run['scoring_seconds']:.1f} s"])
     lines = [f"# Which of {len(runs)} runs for {target['name']}", "", sentence(facts), "",
-             f"{target['texts']:,} texts of {target['name']}, no label of it was read; * is a score's own choice.", "",
-             *aligned(cells), ""]  # fmt: skip
+             f"{target['texts']:,} texts of {target['name']}, no label of it was read. * is a score's own choice among "
+             "all runs, those that are out included.", "", *aligned(cells), ""]  # fmt: skip
     head = ["score", "better", "chooses", "seconds"]
     for test in backtests:
         head += [f"back-test on {test['domain']}: Spearman", "Kendall", "regret, points"]

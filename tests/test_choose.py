@@ -323,7 +323,7 @@ def test_where_the_data_is_gone_the_rest_is_scored(made, tmp_path):
     assert [name for name, cell in cells.items() if cell == "-"] == ["reverse_validation", "weighted_validation"]
     assert "Recommended: moved" in said
     named = write_table(tmp_path / "clean.jsonl", reviews(100, 0.5, 9))
-    with pytest.raises(UserError, match="--backtest clean: moved was trained on 100% of its texts"):
+    with pytest.raises(UserError, match="--backtest clean: moved was trained on a domain of that name"):
         choose_run([str(moved)], tables["kitchen"], backtest=[str(named)], quiet=True)
 
 
@@ -339,12 +339,13 @@ def test_what_can_not_be_chosen_by_is_refused_in_one_line(made, tiny, recipe, tm
     for argv, said in (
         ([folders[0], "--target_unlabeled", few], "49 different texts; at least 50 are needed"),
         ([str(tmp_path), *pool], "holds no finished run"),
-        ([folders[2], "--target_unlabeled", source], "--target_unlabeled clean: clean was trained on"),
-        ([folders[2], *pool, "--backtest", source], "--backtest clean: clean was trained on"),
+        ([folders[2], "--target_unlabeled", source], "--target_unlabeled clean: clean was trained on 80% of its texts"),
+        ([folders[2], *pool, "--backtest", source], "--backtest clean: clean was trained on 80% of its texts"),
         ([folders[2], *pool, "--backtest", tables["kitchen"]], "the target itself must not choose"),
         ([folders[2], *pool, "--backtest", mixed], "the target itself must not choose"),
         ([folders[2], *pool, "--backtest", odd], "labels that the runs don't know: so so"),
         ([folders[2], *pool, *test, "--text_column", "words"], "has no column 'words'"),
+        ([folders[2], *pool, "--backtest", odd, "--output_dir", str(tmp_path / "new")], "so so"),
         ([*folders, *pool, "--output_dir", few], "--output_dir"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -78,6 +78,10 @@ def test_temperature_makes_overconfident_outputs_fit_for_em():
     sharp = HeldOut(tempered(right.probabilities, 1 / 3), right.labels)
     assert fit_temperature(right, TRAINING) == pytest.approx(1, abs=0.1)
     assert fit_temperature(sharp, TRAINING) == pytest.approx(3, abs=0.3)
+    others, shifted = gaussians(TARGET, 2000, 6)
+    assert fit_temperature(HeldOut(shifted, others), TRAINING) == pytest.approx(1, abs=0.1), (
+        "whatever the rows' own mix"
+    )
     assert tempered(sharp.probabilities, 3) == pytest.approx(right.probabilities, abs=1e-9)
     mix = estimate("em", tempered(raw, 1 / 3), TRAINING, sharp)
     assert mix.shares == pytest.approx(TARGET, abs=0.04)
@@ -106,6 +110,20 @@ def test_bbse_solves_its_equations():
     never = bbse(np.eye(3)[np.zeros(100, dtype=int)], rates)  # the equations alone would give negative shares
     assert (never >= 0).all()
     assert never.sum() == pytest.approx(1)
+
+
+def test_no_label_of_the_target_is_held_out_for_choosing(run, tmp_path):
+    sets = ["validation", "validation", "source_test", "target_test"]
+    domains = ["rooms", "kitchen", "rooms", "kitchen"]
+    frame = pd.DataFrame(
+        {"set": sets, "domain": domains, "row": range(4), "label": ["negative"] * 2 + ["positive"] * 2}
+    )
+    frame["p_negative"], frame["p_positive"] = [0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4]
+    frame.to_parquet(tmp_path / "predictions.parquet")
+    found = held_out(replace(run, folder=tmp_path, data={"target": "kitchen"}), ["positive", "negative"])
+    assert found.probabilities.tolist() == [[0.1, 0.9], [0.3, 0.7]]
+    assert found.labels.tolist() == [1, 0]
+    assert found.right.tolist() == [True, False]
 
 
 def test_class_weights_count_as_part_of_the_training_mix(run):
