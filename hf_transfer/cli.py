@@ -23,6 +23,7 @@ examples:
   hf-transfer run --num_processes 2 finetune --config recipes/configs/amazon_lora.yaml --output_dir runs/lora
   hf-transfer predict runs/lora reviews.csv --output scored.csv
   hf-transfer why runs/lora target_test:17
+  hf-transfer choose runs/lora runs/full --target_unlabeled kitchen_raw.jsonl
   hf-transfer report runs/*
   hf-transfer demo runs/lora
   hf-transfer publish runs/lora me/kitchen-sentiment --private --space
@@ -92,7 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     rank.add_argument("--models", nargs="+", required=True, help="model folders or Hub ids")
     rank.add_argument("--source", required=True, help="labelled table, folder or Hub dataset id")
     rank.set_defaults(action=_rank)
-    for looking in (gap, rank):
+    choose = commands.add_parser("choose", help="which of several runs fits a target best, without its labels")
+    choose.add_argument("runs", nargs="+", help="run folders")
+    choose.add_argument(
+        "--target_unlabeled", required=True, help="table of the target's texts; its labels are not read"
+    )
+    choose.add_argument("--backtest", nargs="+", default=[], help="labelled tables of domains that are neither the "
+                        "target nor a run's source: how well do the scores choose there?")  # fmt: skip
+    choose.set_defaults(action=_choose)
+    for looking in (gap, rank, choose):
         looking.add_argument("--text_column", help="column with the text; guessed when obvious")
         looking.add_argument("--label_column", help="column with the label; guessed when obvious")
         looking.add_argument("--output_dir", help="folder for the report, also as JSON; default: print it only")
@@ -114,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch_size", type=int, default=32, help="texts at a time (default: %(default)s)")
     predict.add_argument("--engine", choices=["torch", "onnx"], default="torch", help="onnx: what `export` wrote "
                          "(default: %(default)s)")  # fmt: skip
+    predict.add_argument("--label_prior", choices=["em", "bbse"], help="estimate the rows' mix of labels, which may be "
+                         "another than in training, and correct the predictions by it")  # fmt: skip
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
     predict.set_defaults(action=_predict)
 
@@ -169,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--quiet", action="store_true", help="no progress bar, print nothing but errors")
     export.set_defaults(action=_export)
 
-    listing = commands.add_parser("list", help="recipes, methods, tasks and diagnostics, one line each")
+    listing = commands.add_parser("list", help="recipes, methods, tasks, diagnostics and scores, one line each")
     listing.set_defaults(action=_list)
 
     copy = commands.add_parser("copy", help="copy a recipe to own and change it")
@@ -194,6 +205,12 @@ def _rank(arguments: argparse.Namespace) -> None:
     from hf_transfer.rank import rank_models
 
     print(rank_models(arguments.models, arguments.source, **_looking(arguments)))
+
+
+def _choose(arguments: argparse.Namespace) -> None:
+    from hf_transfer.choose import choose_run
+
+    print(choose_run(arguments.runs, arguments.target_unlabeled, backtest=arguments.backtest, **_looking(arguments)))
 
 
 def _looking(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -243,6 +260,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         text_column=arguments.text_column,
         batch_size=arguments.batch_size,
         engine=arguments.engine,
+        label_prior=arguments.label_prior,
         quiet=arguments.quiet,
     )
     if not arguments.quiet:
@@ -308,11 +326,12 @@ def _list(arguments: argparse.Namespace) -> None:
         ("methods", package / "methods"),
         ("tasks", package / "tasks"),
         ("diagnostics", package / "diagnostics"),
+        ("label-free scores", package / "label_free"),
     ):
         print(f"{title}:")
         for file in sorted(folder.glob("*.py")):
             if file.stem != "__init__":
-                print(f"  {file.stem:20} {first_line(file)}")
+                print(f"  {file.stem:22} {first_line(file)}")
 
 
 def _copy(arguments: argparse.Namespace) -> None:

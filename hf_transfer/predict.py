@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import time
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_transfer.errors import UserError
-from hf_transfer.results import Run, check_writable, load_run
+from hf_transfer.held_out import held_out
+from hf_transfer.label_prior import check_estimator, estimate, training_mix
+from hf_transfer.results import Run, check_writable, load_run, write_atomically
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +32,7 @@ def predict_rows(
     text_column: str | None = None,
     batch_size: int = 32,
     engine: str = "torch",
+    label_prior: str | None = None,
     quiet: bool = False,
 ) -> str:
     """Write the rows of `data` to `output` with `prediction`, `confidence` and one `p_<label>` column a label.
@@ -42,13 +46,16 @@ def predict_rows(
         text_column: guessed when obvious.
         batch_size: texts at a time.
         engine: what runs the model: torch, or onnx for what `export_run` wrote.
+        label_prior: em or bbse, to estimate the mix of labels of these rows and correct what is written by it; the
+            mix goes to `<output>.label_prior.json` too.
         quiet: no progress bar.
 
     Returns:
-        One line on what was written.
+        One line on what was written, and one on the mix of labels if it was estimated.
 
     Raises:
-        UserError: no such run or export, unreadable data, an output that exists or has another format.
+        UserError: no such run or export, unreadable data, an output that exists or has another format, or a mix of
+            labels that can't be estimated.
     """
     run = load_run(run_folder)
     file = Path(output)
@@ -67,29 +74,45 @@ def predict_rows(
     added = ["prediction", "confidence", *[f"p_{label}" for label in run.label_names]]
     if clash := [name for name in added if name in dataset.column_names]:
         raise UserError(f"{data} has columns of the names to be added ({', '.join(clash)}); rename them.")
+    if label_prior:
+        known = held_out(run, run.label_names)
+        check_estimator(label_prior, run, known)
     score = scorer(run.folder, batch_size, engine)
     start = time.perf_counter()
     file.parent.mkdir(parents=True, exist_ok=True)
     scores = _scores_file(file, run, engine, dataset, text)
     done = _score_all(score, dataset, text, scores, len(run.label_names), quiet=quiet)
     probabilities = np.memmap(scores, dtype=np.float32, mode="r", shape=(len(dataset), len(run.label_names)))
+    mix = None
+    if label_prior:
+        labelled = np.asarray(probabilities[~np.isnan(probabilities[:, 0])])
+        try:
+            mix = estimate(label_prior, labelled, training_mix(run), known, quiet=quiet)
+        except UserError:
+            scores.unlink()
+            raise
     part, table, empty = file.with_name(f".{file.name}.part"), dataset.with_format("arrow"), 0
     with _Writer(part, file.suffix, _schema(dataset, added)) as writer:
         for begin in range(0, len(dataset), CHUNK):
             rows = probabilities[begin : begin + CHUNK]
+            rows = mix.apply(rows) if mix else rows
             unlabelled = np.isnan(rows[:, 0])
             empty += int(unlabelled.sum())
             best = np.where(unlabelled, -1, np.nan_to_num(rows).argmax(axis=1))
             names = [run.label_names[i] if i >= 0 else None for i in best]
             numbers = np.round(np.column_stack([rows.max(axis=1), rows]), 6)
             writer.write(table[begin : begin + CHUNK], [names, *numbers.T])
+    if mix:
+        facts = json.dumps(mix.facts(run.label_names), indent=2, ensure_ascii=False)
+        write_atomically(file.with_name(f"{file.name}.label_prior.json"), facts + "\n")
     part.replace(file)
     scores.unlink()
     seconds = time.perf_counter() - start
     note = f" ({empty} without text left unlabelled)" if empty else ""
     note += f" ({done} rows were scored before)" if done else ""
     speed = f"{seconds:.1f} s ({(len(dataset) - done) / seconds:.0f} rows/s)"
-    return f"{len(dataset)} rows{note}, text from column '{text}', written to {output} in {speed}, by {engine}"
+    said = f"{len(dataset)} rows{note}, text from column '{text}', written to {output} in {speed}, by {engine}"
+    return f"{said}\n{mix.summary(run.label_names)}" if mix else said
 
 
 def _scores_file(output: Path, run: Run, engine: str, dataset: Dataset, text: str) -> Path:

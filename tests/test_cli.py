@@ -24,6 +24,8 @@ RECIPES = ["adapt_domain", "finetune", "quickstart", "self_train"]
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
 TASKS = ["text_classification"]
 DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
+SCORES = ["agreement", "entropy", "neighbourhood_density", "reverse_validation", "source_validation",
+          "thresholded_confidence", "weighted_validation"]  # fmt: skip
 DOMAINS = ("films", "gadgets", "hotels")
 
 
@@ -61,24 +63,26 @@ def test_list_names_everything(capsys):
         "methods": METHODS,
         "tasks": TASKS,
         "diagnostics": DIAGNOSTICS,
+        "label-free scores": SCORES,
     }
-    assert [len(lines) for lines in found.values()] == [4, 8, 1, 7]
+    assert [len(lines) for lines in found.values()] == [4, 8, 1, 7, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 20
+    assert len(set(descriptions)) == 27
 
 
 def test_list_is_what_can_be_loaded(capsys):
     found = listing(capsys)
-    for kind in ("methods", "tasks", "diagnostics"):
-        folder = PACKAGE / kind
+    for kind in ("methods", "tasks", "diagnostics", "label-free scores"):
+        package = kind.removesuffix(" scores").replace("-", "_")
+        folder = PACKAGE / package
         names = plugin_names([str(folder)])
         assert names == [name for name, _ in found[kind]]
-        assert len(names) == {"methods": 8, "tasks": 1, "diagnostics": 7}[kind]
+        assert len(names) == {"methods": 8, "tasks": 1, "diagnostics": 7, "label-free scores": 7}[kind]
         for name, description in found[kind]:
-            module = load_plugin(kind, f"hf_transfer.{kind}", [str(folder)], name)
+            module = load_plugin(kind, f"hf_transfer.{package}", [str(folder)], name)
             assert module.__doc__.splitlines()[0] == description
 
 
@@ -159,10 +163,10 @@ def test_recipe_flags_in_examples_exist():
 
 def test_examples_of_the_help_parse():
     lines = [line.strip() for line in EXAMPLES.splitlines() if line.startswith("  hf-transfer ")]
-    assert len(lines) == 11
+    assert len(lines) == 12
     actions = [_parser().parse_args(shlex.split(line)[1:]).action.__name__ for line in lines]
-    assert actions == ["_quickstart", "_gap", "_rank", "_run", "_run", "_predict", "_why", "_report", "_demo",
-                       "_publish", "_export"]  # fmt: skip
+    assert actions == ["_quickstart", "_gap", "_rank", "_run", "_run", "_predict", "_why", "_choose", "_report",
+                       "_demo", "_publish", "_export"]  # fmt: skip
 
 
 # the embedded corpus
