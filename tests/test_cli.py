@@ -20,8 +20,9 @@ from hf_transfer.plugins import first_line, load_plugin, plugin_names
 from hf_transfer.texts import normalise
 
 PACKAGE = REPOSITORY / "hf_transfer"
-RECIPES = ["finetune", "quickstart"]
+RECIPES = ["adapt_domain", "finetune", "quickstart", "self_train"]
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
+ALIGNMENTS = ["cdan", "coral", "dann", "jdot", "mmd"]
 TASKS = ["text_classification"]
 DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
 DOMAINS = ("films", "gadgets", "hotels")
@@ -59,26 +60,28 @@ def test_list_names_everything(capsys):
     assert {title: [name for name, _ in lines] for title, lines in found.items()} == {
         "recipes": RECIPES,
         "methods": METHODS,
+        "alignments": ALIGNMENTS,
         "tasks": TASKS,
         "diagnostics": DIAGNOSTICS,
     }
-    assert [len(lines) for lines in found.values()] == [2, 8, 1, 7]
+    assert [len(lines) for lines in found.values()] == [4, 8, 5, 1, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 18
+    assert len(set(descriptions)) == 25
 
 
 def test_list_is_what_can_be_loaded(capsys):
     found = listing(capsys)
-    for kind in ("methods", "tasks", "diagnostics"):
-        folder = PACKAGE / kind
+    for kind, package in (("methods", "methods"), ("alignments", "alignment"), ("tasks", "tasks"),
+                          ("diagnostics", "diagnostics")):  # fmt: skip
+        folder = PACKAGE / package
         names = plugin_names([str(folder)])
         assert names == [name for name, _ in found[kind]]
-        assert len(names) == {"methods": 8, "tasks": 1, "diagnostics": 7}[kind]
+        assert len(names) == {"methods": 8, "alignments": 5, "tasks": 1, "diagnostics": 7}[kind]
         for name, description in found[kind]:
-            module = load_plugin(kind, f"hf_transfer.{kind}", [str(folder)], name)
+            module = load_plugin(kind, f"hf_transfer.{package}", [str(folder)], name)
             assert module.__doc__.splitlines()[0] == description
 
 
@@ -140,7 +143,7 @@ def test_recipes_show_a_command_to_copy():
                 if word.startswith("recipes/configs/"):
                     assert (REPOSITORY / word).is_file(), line
         assert any("--output_dir" in line or "--config" in line for line in lines)
-    assert seen == 3
+    assert seen == 7
 
 
 def test_recipe_flags_in_examples_exist():
