@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from hf_transfer.alignment import Batch
 from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.errors import UserError
+from hf_transfer.features import from_first_process
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -169,6 +170,7 @@ class Progress(TrainerCallback):
         elif progress > EARLY and self.discriminators and self.told < TOLD:
             why = ("the discriminator has never told the domains apart, so there is nothing to align; look at "
                    "hf-transfer gap, or raise --learning_rate")  # fmt: skip
+        why = from_first_process(why)  # all stop at the same step: one that went on would wait for the others forever
         if why and not control.should_training_stop:
             control.should_training_stop = True
             self.choices["alignment_stopped"] = f"after {state.global_step} steps: {why}"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
+import alignment_grid
 import conftest
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 from scipy.optimize import linprog
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 
-from hf_transfer import alignment
+from hf_transfer import alignment, tasks
 from hf_transfer.aligned import PREFIX, Aligned, PairCollator, Progress
 from hf_transfer.alignment import Batch, coral, jdot, mmd
 from hf_transfer.alignment._adversary import strength
@@ -35,6 +40,7 @@ def batch(seed, rows=12, shift=0.0, labels=True):
 
 def test_all_alignments_are_found():
     assert alignment.names() == ALIGNMENTS
+    assert alignment_grid.METHODS == METHODS
 
 
 @pytest.mark.parametrize("name", ["coral", "mmd"])
@@ -161,6 +167,72 @@ def test_pairs_are_of_similar_length_and_depend_on_the_batch_alone():
     assert len(PairCollator(collator.collator, target.select(range(3)), 0)(rows)[f"{PREFIX}lengths"]) == 8
 
 
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """What the combinations train on, see alignment_grid.py: a tiny BERT without dropout, and encoded rows."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("grid")
+    config = conftest.make_model(folder / "model", layers=2) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_dropout_prob": 0.0}))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    films = conftest.corpus_texts("films")
+    hotels = [{"text": text, "label": i % 2} for i, text in enumerate(conftest.corpus_texts("hotels"))]
+    parts = {"train": hotels[: alignment_grid.STEPS * alignment_grid.ROWS],
+             "pool": [{"text": text} for text in films[:30]], "one": [{"text": films[0]}]}  # fmt: skip
+    for name, rows in parts.items():
+        encoded, _ = tasks.load("text_classification").encode(tokenizer, datasets.Dataset.from_list(rows), 40)
+        encoded.save_to_disk(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(grid):
+    """What every combination ends with in one process."""
+    return {(name, method): trained for name, method, trained in alignment_grid.train_all(grid)}
+
+
+@pytest.mark.recipe
+def test_every_alignment_under_every_method(alone, grid):
+    start = {name: value.numpy() for name, value in AutoModel.from_pretrained(grid / "model").state_dict().items()}
+    assert len(alone) == 35
+    for (name, method), (weights, history, choices, model) in alone.items():
+        assert history[-1]["step"] == alignment_grid.STEPS
+        assert "alignment_stopped" not in choices
+        assert weights, (name, method)
+        assert not [key for key in model.state_dict() if "alignment" in key]
+        if method == "full":
+            moved = [key for key, value in start.items() if not np.array_equal(value, weights[f"bert.{key}"])]
+            assert len(moved) == len(start)
+    trunks = {alone[name, "full"][0]["bert.pooler.dense.weight"].numpy().tobytes() for name in ALIGNMENTS}
+    assert len(trunks) == 5, "each has a say"
+
+
+@pytest.mark.recipe
+def test_every_alignment_under_every_method_with_two_processes(alone, grid):
+    """They end with the same weights; with those of one process where the loss is a mean over rows."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, alignment_grid.__file__, str(grid)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    facts = [json.loads((grid / f"{rank}.json").read_text()) for rank in (0, 1)]
+    collapsed = [one["steps"].pop("collapse") for one in facts]
+    assert facts[0]["steps"] == facts[1]["steps"]
+    assert list(facts[0]["steps"].values()) == [alignment_grid.STEPS] * 35
+    compared = 0
+    for (name, method), (weights, *_) in alone.items():
+        first, second = (load_file(grid / f"{name}-{method}.{rank}.safetensors") for rank in (0, 1))
+        assert first.keys() == second.keys() == weights.keys()
+        for key, value in first.items():
+            np.testing.assert_array_equal(value, second[key], err_msg=f"{name} {method} {key}")
+            if name in alignment_grid.BY_ROW:
+                np.testing.assert_allclose(value, weights[key], atol=1e-5, err_msg=f"{name} {method} {key}")
+                compared += 1
+    assert compared > 100
+    assert collapsed == [1, 1], "the first process saw a collapse, and both stopped"
+    assert all("one label" in one["choices"]["alignment_stopped"] for one in facts)
+
+
 @pytest.fixture
 def command(tables, tmp_path):
     rows = [{"text": text} for text in conftest.corpus_texts("films")[:60]]
@@ -175,10 +247,9 @@ def command(tables, tmp_path):
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("name", ALIGNMENTS)
-@pytest.mark.parametrize("method", METHODS)
-def test_every_alignment_under_every_method(name, method, command, tiny, tmp_path):
-    more = {"prompt": ["--prompt_tokens", "4"], "adapter": ["--adapter_size", "8"]}.get(method, [])
+@pytest.mark.parametrize(("name", "method"), [("coral", "partial"), ("dann", "full"), ("jdot", "prompt")])
+def test_the_whole_recipe(name, method, command, tiny, tmp_path):
+    more = ["--prompt_tokens", "4"] if method == "prompt" else []
     argv = command(tiny, tmp_path / "run", "--alignment", name, "--method", method, *more)
     run = conftest.load_recipe("adapt_domain")(argv)
     assert run.arguments["alignment"] == name
