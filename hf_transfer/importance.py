@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hf_transfer.begin import Job
     from hf_transfer.methods import Setup
 
-KINDS = ("none", "importance", "nearest")
+KINDS = ("none", "importance", "domains", "nearest")
 FOLDS, CALIBRATION_FOLDS = 5, 3
 FEWEST = 20  # distinct texts of either side
 MOST = 20_000  # rows that one classifier learns from: more hardly change it
@@ -36,8 +36,8 @@ class SourceArguments:
     source_weights: str = field(
         default="none",
         metadata={
-            "help": "importance (each row by its likeness to the target), nearest (the rows most like the target "
-            "alone), or none."
+            "help": "importance (each row by its likeness to the target), domains (each source by that of its rows), "
+            "nearest (the rows most like the target alone), or none."
         },
     )
     nearest_fraction: float = field(default=0.5, metadata={"help": "Share of each label's rows that `nearest` keeps."})
@@ -54,13 +54,16 @@ def weigh(job: Job, args: SourceArguments) -> tuple[Setup, dict[str, Any]]:
     """Return `job.setup` with weights for its training rows, or fewer of them, and what run.json should know.
 
     Raises:
-        UserError: too few texts to learn from.
+        UserError: too few texts to learn from, or `domains` for a single source.
     """
     kind, setup = args.source_weights, job.setup
     if kind == "none":
         return setup, {}
     assert job.domains.unlabeled is not None
-    train = job.domains.train
+    train, names = job.domains.train, np.array(job.domains.train["domain"][:])
+    if kind == "domains" and len(set(names)) < 2:
+        raise UserError(f"--source_weights domains needs several sources, there is one ({names[0]}); name more tables "
+                        "with --source, or use importance.")  # fmt: skip
     texts = train["text"][:], job.domains.unlabeled["text"][:]
     for side, own in zip(("source training", "unlabelled target"), texts, strict=True):
         if (count := len({normalise(text) for text in own})) < FEWEST:
@@ -76,7 +79,13 @@ def weigh(job: Job, args: SourceArguments) -> tuple[Setup, dict[str, Any]]:
         line = f"the {len(rows):,} of {len(odds):,} training rows that are most like the target are kept"
     else:
         weights, power = importance(odds)
-        line = f"{weights.min():.2f} to {weights.max():.2f} a row"
+        if kind == "domains":
+            means = {str(name): float(weights[names == name].mean()) for name in dict.fromkeys(names)}
+            weights = np.array([means[name] for name in names])
+            noted["domain_weights"] = {name: round(mean, 4) for name, mean in means.items()}
+            line = ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
+        else:
+            line = f"{weights.min():.2f} to {weights.max():.2f} a row"
         noted["power"] = round(power, 2)
         noted["effective_rows"] = round(effective_rows(weights), 1)
         setup = replace(setup, sample_weights=weights)
