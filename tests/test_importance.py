@@ -233,13 +233,13 @@ def twelve(steady):
 
 def trained(method, steady, rows, validation, weights, folder, *more):
     """Train by the verbs of a recipe, every row in every step; returns the trained weights."""
-    more = [*alignment_grid.SMALL.get(method, []), *more]
+    usual = list(alignment_grid.SMALL.get(method, []))
     if method != "frozen":
-        more += ["--max_steps", "4", "--per_device_train_batch_size", "24", "--optim", "sgd", "--learning_rate", "0.1",
+        usual += ["--max_steps", "4", "--per_device_train_batch_size", "24", "--optim", "sgd", "--learning_rate", "0.1",
                  "--warmup_steps", "0", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end",
                  "false"]  # fmt: skip
     arguments = parse(["--method", method, "--model", str(steady), "--source", "none", "--precision", "fp32", "--quiet",
-                       "--output_dir", str(folder), *more])  # fmt: skip
+                       "--output_dir", str(folder), *usual, *more])  # fmt: skip
     task = tasks.load("text_classification")
     loaded = load_model(arguments.model, task, ["negative", "positive"], seed=0)
     setup = Setup(loaded, rows, validation, task.collator(loaded.tokenizer), "fp32", None, seed=0,
