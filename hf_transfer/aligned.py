@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from hf_transfer.alignment import Batch
 from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.errors import UserError
+from hf_transfer.features import from_first_process
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hf_transfer.methods import Prepared, Setup
 
 PREFIX = "target_"
+SOURCE_LABELS = "source_labels"
 NO_LABEL = -100
 NEIGHBOURS = 200  # target rows of nearest length among which a batch's are drawn
 # training has failed if after the share EARLY of it every text gets one label for PATIENCE steps, or the running
@@ -70,7 +72,11 @@ class Aligned(nn.Module):
             self.seen.append(inputs[0])
 
     def forward(self, labels: Any = None, **inputs: Any) -> dict[str, torch.Tensor]:
-        """Return `logits` of the source rows, and while training the weighted `penalty`."""
+        """Return `logits` of the source rows, and while training the weighted `penalty`.
+
+        The Trainer looks for `labels` among the parameters and keeps them for its loss; a copy is in SOURCE_LABELS.
+        """
+        source_labels = inputs.pop(SOURCE_LABELS, None)
         own = {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
         if not self.training:
             return {"logits": self.model(**own).logits}
@@ -80,7 +86,7 @@ class Aligned(nn.Module):
         features = [one if one.dim() == 2 else _last_token(one, rows["attention_mask"])
                     for one, rows in zip(self.seen, (own, other), strict=True)]  # fmt: skip
         self.seen.clear()
-        source, target = Batch(features[0], logits[0], labels), Batch(features[1], logits[1], None)
+        source, target = Batch(features[0], logits[0], source_labels), Batch(features[1], logits[1], None)
         penalty = self.weight * self.alignment(source, target, self.progress)
         self.penalty = float(penalty.detach())
         self.labels_given = len(torch.cat(logits).argmax(-1).unique())
@@ -117,7 +123,7 @@ class PairCollator:
         self.lengths = lengths[self.order]
 
     def __call__(self, rows: list[dict[str, Any]]) -> Any:
-        """Return the batch, with the target's inputs under names that begin with PREFIX."""
+        """Return the batch, its labels once more for the model, and the target's inputs under names with PREFIX."""
         batch = self.collator(rows)
         state = zlib.crc32(repr([row.get("input_ids", row.get("row")) for row in rows]).encode())
         rng = np.random.default_rng([self.seed, state])
@@ -127,7 +133,8 @@ class PairCollator:
         near = self.order[begin : begin + width]
         drawn = rng.choice(near, len(rows), replace=len(near) < len(rows))
         other = self.collator([self.target[int(i)] for i in drawn])
-        return {**batch, **{f"{PREFIX}{name}": value for name, value in other.items()}}
+        others = {f"{PREFIX}{name}": value for name, value in other.items()}
+        return {**batch, SOURCE_LABELS: batch["labels"], **others}
 
 
 class Progress(TrainerCallback):
@@ -163,6 +170,7 @@ class Progress(TrainerCallback):
         elif progress > EARLY and self.discriminators and self.told < TOLD:
             why = ("the discriminator has never told the domains apart, so there is nothing to align; look at "
                    "hf-transfer gap, or raise --learning_rate")  # fmt: skip
+        why = from_first_process(why)  # all stop at the same step: one that went on would wait for the others forever
         if why and not control.should_training_stop:
             control.should_training_stop = True
             self.choices["alignment_stopped"] = f"after {state.global_step} steps: {why}"

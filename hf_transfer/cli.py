@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--quiet", action="store_true", help="no progress bar, print nothing but errors")
     export.set_defaults(action=_export)
 
-    listing = commands.add_parser("list", help="recipes, methods, tasks, diagnostics and scores, one line each")
+    listing = commands.add_parser("list", help="recipes, methods and all else that goes by a name, one line each")
     listing.set_defaults(action=_list)
 
     copy = commands.add_parser("copy", help="copy a recipe to own and change it")
@@ -324,13 +324,14 @@ def _list(arguments: argparse.Namespace) -> None:
     for title, folder in (
         ("recipes", recipes_folder()),
         ("methods", package / "methods"),
+        ("alignments", package / "alignment"),
         ("tasks", package / "tasks"),
         ("diagnostics", package / "diagnostics"),
         ("label-free scores", package / "label_free"),
     ):
         print(f"{title}:")
         for file in sorted(folder.glob("*.py")):
-            if file.stem != "__init__":
+            if not file.stem.startswith("_"):
                 print(f"  {file.stem:22} {first_line(file)}")
 
 

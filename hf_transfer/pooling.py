@@ -85,6 +85,7 @@ def fit_pools(
     seed: int,
     dtype: torch.dtype = torch.bfloat16,
     steps: int | None = None,
+    sample_weights: np.ndarray | None = None,
 ) -> list[AttentionPool]:
     """Train AttentionPools side by side with AdamW and one learning-rate cycle: reading the states is most of the cost.
 
@@ -99,6 +100,7 @@ def fit_pools(
         seed: of first weights, batch order and token dropout.
         dtype: to compute in.
         steps: optimiser steps; ten epochs within STEPS by default.
+        sample_weights: (rows,) in input order, with mean 1, or None.
     """
     total = len(states.values)
     mean = sum(part.float().sum(0) for part in states.values.split(1 << 14)) / total
@@ -116,6 +118,7 @@ def fit_pools(
     rates = [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
     weight = torch.ones(classes) if class_weights is None else torch.tensor(class_weights)
+    own_weight = torch.ones(len(labels)) if sample_weights is None else torch.from_numpy(sample_weights).float()
     member = torch.zeros(len(heads), len(states.order))
     for own, mine in zip(member, rows, strict=True):
         own[torch.from_numpy(mine)] = 1.0
@@ -134,7 +137,7 @@ def fit_pools(
             loss = torch.zeros(())
             for logits, own in zip(_all_logits(heads, batch, kept), member, strict=True):
                 counted = own[torch.from_numpy(chosen)] * weight[target]
-                row_losses = functional.cross_entropy(logits, target, reduction="none")
+                row_losses = own_weight[index] * functional.cross_entropy(logits, target, reduction="none")
                 loss = loss + (counted * row_losses).sum() / counted.sum().clamp_min(1e-6)
             optimizer.zero_grad()
             loss.backward()

@@ -37,6 +37,9 @@ def fit(
     from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
 
     setup = prepared.inputs or setup
+    train = setup.train
+    if setup.sample_weights is not None:
+        train = train.add_column("sample_weight", setup.sample_weights)
     trainable = {name: p for name, p in prepared.model.named_parameters() if p.requires_grad}
     label_names = list(setup.loaded.model.config.id2label.values())
     evaluates = arguments.train.eval_strategy != "no"
@@ -77,7 +80,7 @@ def fit(
         model=prepared.model,
         args=train_args,
         data_collator=setup.collator,
-        train_dataset=_fill_up(setup.train, arguments),
+        train_dataset=_fill_up(train, arguments),
         eval_dataset=setup.validation if evaluates else None,
         compute_loss_func=_with_penalty(task.loss(setup.class_weights, given.label_smoothing_factor)),
         compute_metrics=compute_metrics,
@@ -90,7 +93,10 @@ def fit(
         _scale_learning_rates(trainer, prepared.lr_scale)
     before = {name: torch.hash_tensor(p.detach().cpu()) for name, p in trainable.items()}
     checkpoint = _last_whole_checkpoint(partial / "checkpoints") if arguments.train.resume else None
+    hooks = _pass_weights_on(prepared.model) if setup.sample_weights is not None else []
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    for hook in hooks:
+        hook.remove()
     losses = [
         result.training_loss,
         *(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry),
@@ -106,6 +112,20 @@ def fit(
     return [
         {key: value for key, value in entry.items() if "per_second" not in key} for entry in trainer.state.log_history
     ]
+
+
+def _pass_weights_on(model: Any) -> list[Any]:
+    """Take `sample_weight`, which no model knows, off a batch and put it beside the outputs, where the loss looks."""
+
+    def take(module: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        module.sample_weight = inputs.pop("sample_weight", None)
+        return args, inputs
+
+    def give(module: Any, args: Any, outputs: Any) -> Any:
+        weights = vars(module).pop("sample_weight")
+        return outputs if weights is None else {**outputs, "sample_weight": weights}
+
+    return [model.register_forward_pre_hook(take, with_kwargs=True), model.register_forward_hook(give)]
 
 
 def _with_penalty(task_loss: Any) -> Any:

@@ -54,7 +54,7 @@ class StatesCollator:
         self.states, self.dtype = states, dtype
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return padded `inputs_embeds` (batch, tokens, hidden), `attention_mask` and `labels`."""
+        """Return padded `inputs_embeds` (batch, tokens, hidden), `attention_mask`, and what else the rows have."""
         starts = self.states.starts
         states = [
             self.states.values[starts[i] : starts[i + 1]] for i in (self.states.place[row["row"]] for row in rows)
@@ -62,8 +62,8 @@ class StatesCollator:
         lengths = torch.tensor([len(one) for one in states])
         padded = pad_sequence(states, batch_first=True).to(self.dtype)
         batch = {"inputs_embeds": padded, "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long()}
-        if "labels" in rows[0]:
-            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        for name in {"labels", "sample_weight"} & rows[0].keys():
+            batch[name] = torch.tensor([row[name] for row in rows])
         return batch
 
 

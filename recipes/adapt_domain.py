@@ -1,10 +1,12 @@
-"""Adapt a pretrained model to a target domain without labels: train on the source, aligned to the target's own text.
+"""Adapt a pretrained model to a target domain without labels: train on the source, tied to the target's own text.
 
     accelerate launch recipes/adapt_domain.py --alignment coral --method lora --source books.csv --target kitchen.csv \
         --target_unlabeled kitchen_raw.jsonl --output_dir runs/coral
-    hf-transfer run adapt_domain --alignment dann --source books.csv --target kitchen.csv --target_unlabeled raw.jsonl
+    hf-transfer run adapt_domain --alignment none --source_weights importance --source books.csv dvd.csv \
+        --target kitchen.csv --target_unlabeled kitchen_raw.jsonl --output_dir runs/weighted
 
-`--alignment` chooses what ties the domains together. The target's labels, where it has any, are for testing alone.
+`--alignment` chooses what ties the domains together while training, `--source_weights` which source rows count, and how
+much. The target's labels, where it has any, are for testing alone.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from hf_transfer.arguments import expand, flag, parse
 from hf_transfer.begin import begin
 from hf_transfer.errors import UserError, reporting_errors
 from hf_transfer.finish import finish
+from hf_transfer.importance import SourceArguments, weigh
 from hf_transfer.results import Run
 from hf_transfer.training import fit
 
@@ -28,30 +31,37 @@ from hf_transfer.training import fit
 class Choice:
     """Which alignment."""
 
-    alignment: str = field(default="coral", metadata={"help": "What ties the domains together (hf-transfer list)."})
+    alignment: str = field(
+        default="coral", metadata={"help": "What ties the domains together (hf-transfer list), or none."}
+    )
 
 
 def main(argv: list[str] | None = None) -> Run:
-    """Read, prepare, align, train, test and save; returns the run."""
+    """Read, weigh, prepare, align, train, test and save; returns the run."""
     argv = expand(sys.argv[1:] if argv is None else list(argv))
-    chosen = alignment.load(flag(argv, "--alignment", "coral"))
-    arguments = parse(argv, description=__doc__, more=(Choice, AlignmentArguments, chosen.Arguments))
-    _, how, own = arguments.more
+    name = flag(argv, "--alignment", "coral")
+    chosen = None if name == "none" else alignment.load(name)
+    of_alignment = (AlignmentArguments, chosen.Arguments) if chosen else ()
+    arguments = parse(argv, description=__doc__, more=(Choice, SourceArguments, *of_alignment))
+    _, source, *how = arguments.more
     if not arguments.data.target_unlabeled:
         raise UserError("--target_unlabeled is missing: name a table of target texts, which need no labels.")
-    if not arguments.method_module.DEFAULTS:
+    if chosen and not arguments.method_module.DEFAULTS:
         raise UserError(f"--method {arguments.model.method} trains without a Trainer and can't be aligned meanwhile; "
-                        "choose another.")  # fmt: skip
+                        "choose another, or --alignment none.")  # fmt: skip
     with begin(arguments) as job:
         set_seed(arguments.train.seed)
         assert job.pool is not None
         with job.meter.stage("prepare"):
-            both = with_target(job.setup, job.pool)
-            prepared = arguments.method_module.prepare(both, arguments.method)
-            together = align(prepared, both, chosen, own, how.alignment_weight)
+            setup, noted = weigh(job, source)
+            given = with_target(setup, job.pool) if chosen else setup
+            prepared = arguments.method_module.prepare(given, arguments.method)
+            prepared.choices.update(noted)
+            together = align(prepared, given, chosen, how[1], how[0].alignment_weight) if chosen else prepared
         with job.meter.stage("train"):
-            history = fit(together, job.setup, job.task, arguments, job.partial, job.meter)
-        return finish(job, prepared, recipe="adapt_domain", history=history, adaptation=arguments.more[0].alignment)
+            history = fit(together, setup, job.task, arguments, job.partial, job.meter)
+        used = [part for part in (name, source.source_weights) if part != "none"]
+        return finish(job, prepared, recipe="adapt_domain", history=history, adaptation="+".join(used))
 
 
 if __name__ == "__main__":

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
+import alignment_grid
 import conftest
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from transformers import pipeline
+from scipy.optimize import linprog
+from transformers import AutoModel, pipeline
 
-from hf_transfer import alignment
+from hf_transfer import alignment, tasks
 from hf_transfer.aligned import PREFIX, Aligned, PairCollator, Progress
-from hf_transfer.alignment import Batch, coral, mmd
+from hf_transfer.alignment import Batch, coral, jdot, mmd
 from hf_transfer.alignment._adversary import strength
 from hf_transfer.errors import UserError
 
-ALIGNMENTS = ["cdan", "coral", "dann", "mmd"]
+ALIGNMENTS = ["cdan", "coral", "dann", "jdot", "mmd"]
 METHODS = ["adapter", "bitfit", "full", "ia3", "lora", "partial", "prompt"]
 
 
@@ -34,6 +40,7 @@ def batch(seed, rows=12, shift=0.0, labels=True):
 
 def test_all_alignments_are_found():
     assert alignment.names() == ALIGNMENTS
+    assert alignment_grid.METHODS == METHODS
 
 
 @pytest.mark.parametrize("name", ["coral", "mmd"])
@@ -72,6 +79,53 @@ def test_mmd_is_its_formula():
     assert found.item() == pytest.approx(expected, rel=1e-4)
 
 
+def random_classes(seed, rows, classes=3):
+    return torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(seed))
+
+
+def test_jdot_is_the_cost_of_the_optimal_plan():
+    """Against the linear programme of optimal transport, solved by another method."""
+    source, target = batch(0), batch(1, shift=1.0, labels=False)
+    labels = random_classes(2, 12)
+    labels[3] = -100  # a blank row: its label costs nothing
+    a, b, logits = (x.detach().double().numpy() for x in (source.features, target.features, target.logits))
+    surprise = -np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))
+    for weight in (0.0, 0.7):
+        cost = np.array([[((x - y) ** 2).mean() + weight * (surprise[j, labels[i]] if labels[i] >= 0 else 0.0)
+                          for j, y in enumerate(b)] for i, x in enumerate(a)])  # fmt: skip
+        margins = np.concatenate([np.kron(np.eye(12), np.ones(12)), np.kron(np.ones(12), np.eye(12))])
+        solved = linprog(cost.ravel(), A_eq=margins, b_eq=np.full(24, 1 / 12), method="highs-ipm")
+        found = jdot.JointDistributionTransport(weight)(Batch(source.features, source.logits, labels), target, 0)
+        assert found.item() == pytest.approx(solved.fun, rel=1e-4)
+        assert found.item() < 0.9 * np.trace(cost) / 12, "the plan is not the order of the rows"
+
+
+def test_jdot_is_0_where_both_sides_agree_and_does_not_depend_on_the_width():
+    loss, labels = jdot.JointDistributionTransport(1.0), random_classes(0, 12)
+    sure = 50.0 * torch.nn.functional.one_hot(labels, 3)
+    one, order = batch(0), torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    moved = Batch(one.features[order], sure[order], None)
+    assert loss(Batch(one.features, sure, labels), moved, 0).item() == pytest.approx(0.0, abs=1e-6)
+    wrong = Batch(one.features[order], sure[order].roll(1, 1), None)
+    assert loss(Batch(one.features, sure, labels), wrong, 0).item() > 0.5
+    two = batch(1)
+    once, twice = (loss(*(Batch(side.features.repeat(1, times), side.logits, labels) for side in (one, two)), 0)
+                   for times in (1, 2))  # fmt: skip
+    assert once.item() == pytest.approx(twice.item(), rel=1e-5)
+
+
+def test_jdot_teaches_the_target_the_labels_of_what_is_moved_onto_it():
+    source, target = batch(0), batch(1, labels=False)
+    build("jdot")(source, target, 0.5).backward()
+    assert target.logits.grad.abs().sum() > 0
+    assert source.logits.grad is None
+
+
+def test_a_cost_that_is_no_number_reaches_the_one_who_stops():
+    broken = Batch(torch.full((12, 6), float("nan")), batch(0).logits, torch.zeros(12, dtype=torch.long))
+    assert torch.isnan(build("jdot")(broken, batch(1, labels=False), 0.5))
+
+
 def test_adversaries_reverse_the_gradient():
     """The discriminator learns to tell the domains apart; the features move to where it can't."""
     dann = build("dann")
@@ -99,13 +153,84 @@ def test_pairs_are_of_similar_length_and_depend_on_the_batch_alone():
     import datasets
 
     target = datasets.Dataset.from_list([{"input_ids": list(range(n)), "length": n} for n in range(1, 1001)])
-    collator = PairCollator(lambda rows: {"lengths": [row["length"] for row in rows]}, target, seed=3)
-    rows = [{"input_ids": [i] * 500, "length": 500} for i in range(8)]
+
+    def collate(rows):
+        return {"lengths": [row["length"] for row in rows], "labels": [row.get("labels") for row in rows]}
+
+    collator = PairCollator(collate, target, seed=3)
+    rows = [{"input_ids": [i] * 500, "length": 500, "labels": i} for i in range(8)]
     first, again, other = collator(rows), collator(rows), collator(rows[::-1])
     assert first == again != other
+    assert first["source_labels"] == first["labels"] == list(range(8))
     assert len(set(first[f"{PREFIX}lengths"])) == 8
     assert all(abs(length - 500) <= 101 for length in first[f"{PREFIX}lengths"])
     assert len(PairCollator(collator.collator, target.select(range(3)), 0)(rows)[f"{PREFIX}lengths"]) == 8
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """What the combinations train on, see alignment_grid.py: a tiny BERT without dropout, and encoded rows."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("grid")
+    config = conftest.make_model(folder / "model", layers=2) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_dropout_prob": 0.0}))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    films = conftest.corpus_texts("films")
+    hotels = [{"text": text, "label": i % 2} for i, text in enumerate(conftest.corpus_texts("hotels"))]
+    parts = {"train": hotels[: alignment_grid.STEPS * alignment_grid.ROWS],
+             "pool": [{"text": text} for text in films[:30]], "one": [{"text": films[0]}]}  # fmt: skip
+    for name, rows in parts.items():
+        encoded, _ = tasks.load("text_classification").encode(tokenizer, datasets.Dataset.from_list(rows), 40)
+        encoded.save_to_disk(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(grid):
+    """What every combination ends with in one process."""
+    return {(name, method): trained for name, method, trained in alignment_grid.train_all(grid)}
+
+
+@pytest.mark.recipe
+def test_every_alignment_under_every_method(alone, grid):
+    start = {name: value.numpy() for name, value in AutoModel.from_pretrained(grid / "model").state_dict().items()}
+    assert len(alone) == 35
+    for (name, method), (weights, history, choices, model) in alone.items():
+        assert history[-1]["step"] == alignment_grid.STEPS
+        assert "alignment_stopped" not in choices
+        assert weights, (name, method)
+        assert not [key for key in model.state_dict() if "alignment" in key]
+        if method == "full":
+            moved = [key for key, value in start.items() if not np.array_equal(value, weights[f"bert.{key}"])]
+            assert len(moved) == len(start)
+    trunks = {alone[name, "full"][0]["bert.pooler.dense.weight"].numpy().tobytes() for name in ALIGNMENTS}
+    assert len(trunks) == 5, "each has a say"
+
+
+@pytest.mark.recipe
+def test_every_alignment_under_every_method_with_two_processes(alone, grid):
+    """They end with the same weights; with those of one process where the loss is a mean over rows."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, alignment_grid.__file__, str(grid)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    facts = [json.loads((grid / f"{rank}.json").read_text()) for rank in (0, 1)]
+    collapsed = [one["steps"].pop("collapse") for one in facts]
+    assert facts[0]["steps"] == facts[1]["steps"]
+    assert list(facts[0]["steps"].values()) == [alignment_grid.STEPS] * 35
+    compared = 0
+    for (name, method), (weights, *_) in alone.items():
+        first, second = (load_file(grid / f"{name}-{method}.{rank}.safetensors") for rank in (0, 1))
+        assert first.keys() == second.keys() == weights.keys()
+        for key, value in first.items():
+            np.testing.assert_array_equal(value, second[key], err_msg=f"{name} {method} {key}")
+            if name in alignment_grid.BY_ROW:
+                np.testing.assert_allclose(value, weights[key], atol=1e-5, err_msg=f"{name} {method} {key}")
+                compared += 1
+    assert compared > 100
+    assert collapsed == [1, 1], "the first process saw a collapse, and both stopped"
+    assert all("one label" in one["choices"]["alignment_stopped"] for one in facts)
 
 
 @pytest.fixture
@@ -122,10 +247,9 @@ def command(tables, tmp_path):
 
 
 @pytest.mark.recipe
-@pytest.mark.parametrize("name", ALIGNMENTS)
-@pytest.mark.parametrize("method", METHODS)
-def test_every_alignment_under_every_method(name, method, command, tiny, tmp_path):
-    more = {"prompt": ["--prompt_tokens", "4"], "adapter": ["--adapter_size", "8"]}.get(method, [])
+@pytest.mark.parametrize(("name", "method"), [("coral", "partial"), ("dann", "full"), ("jdot", "prompt")])
+def test_the_whole_recipe(name, method, command, tiny, tmp_path):
+    more = ["--prompt_tokens", "4"] if method == "prompt" else []
     argv = command(tiny, tmp_path / "run", "--alignment", name, "--method", method, *more)
     run = conftest.load_recipe("adapt_domain")(argv)
     assert run.arguments["alignment"] == name
@@ -194,6 +318,7 @@ def test_a_healthy_training_is_not_stopped(tiny):
     ("change", "said"),
     [
         (["--alignment", "corral"], r"no alignment 'corral' \(did you mean 'coral'\?\)"),
+        (["--alignment", "jdot", "--jdot_label_weight", "-1"], "--jdot_label_weight is -1.0; it must be 0 or more"),
         (["--alignment_weight", "-1"], "--alignment_weight is -1.0; it must be 0 or more"),
         (["--method", "frozen"], "--method frozen trains without a Trainer"),
         (["--lora_r", "4"], "one of --method lora"),

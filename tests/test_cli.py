@@ -22,6 +22,7 @@ from hf_transfer.texts import normalise
 PACKAGE = REPOSITORY / "hf_transfer"
 RECIPES = ["adapt_domain", "finetune", "quickstart", "self_train"]
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
+ALIGNMENTS = ["cdan", "coral", "dann", "jdot", "mmd"]
 TASKS = ["text_classification"]
 DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
 SCORES = ["agreement", "entropy", "neighbourhood_density", "reverse_validation", "source_validation",
@@ -61,26 +62,26 @@ def test_list_names_everything(capsys):
     assert {title: [name for name, _ in lines] for title, lines in found.items()} == {
         "recipes": RECIPES,
         "methods": METHODS,
+        "alignments": ALIGNMENTS,
         "tasks": TASKS,
         "diagnostics": DIAGNOSTICS,
         "label-free scores": SCORES,
     }
-    assert [len(lines) for lines in found.values()] == [4, 8, 1, 7, 7]
+    assert [len(lines) for lines in found.values()] == [4, 8, 5, 1, 7, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 27
+    assert len(set(descriptions)) == 32
 
 
 def test_list_is_what_can_be_loaded(capsys):
     found = listing(capsys)
-    for kind in ("methods", "tasks", "diagnostics", "label-free scores"):
-        package = kind.removesuffix(" scores").replace("-", "_")
+    for kind, package in (("methods", "methods"), ("alignments", "alignment"), ("tasks", "tasks"),
+                          ("diagnostics", "diagnostics"), ("label-free scores", "label_free")):  # fmt: skip
         folder = PACKAGE / package
         names = plugin_names([str(folder)])
         assert names == [name for name, _ in found[kind]]
-        assert len(names) == {"methods": 8, "tasks": 1, "diagnostics": 7, "label-free scores": 7}[kind]
         for name, description in found[kind]:
             module = load_plugin(kind, f"hf_transfer.{package}", [str(folder)], name)
             assert module.__doc__.splitlines()[0] == description

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hf_transfer.plugins import load_plugin, plugin_names
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
     from torch import nn
     from transformers import PreTrainedModel, TrainerCallback
@@ -34,6 +35,7 @@ class Setup:
         seed: of everything random.
         fingerprint: of the data.
         quiet: no progress bars.
+        sample_weights: (training rows,) how much each counts, with mean 1, or None.
     """
 
     loaded: Loaded
@@ -45,6 +47,7 @@ class Setup:
     seed: int
     fingerprint: str = ""
     quiet: bool = True
+    sample_weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

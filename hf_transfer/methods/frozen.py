@@ -80,6 +80,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
             "classes": classes,
             "pools": pooling.room_for(model.config, classes),
             "class_weights": setup.class_weights,
+            "sample_weights": setup.sample_weights,
             "seed": setup.seed,
             "dtype": _fast(setup),
         }
@@ -158,6 +159,7 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
             seed=setup.seed,
             dtype=_fast(setup),
             steps=COMPARE_STEPS,
+            sample_weights=None if setup.sample_weights is None else setup.sample_weights[picked],
         )
         right = []
         for head, tested in zip(heads, folds, strict=True):
@@ -216,7 +218,7 @@ def _probe_own_pooling(setup: Setup) -> Prepared:
         use_legacy_attributes=False,
         l1_ratios=(0.0,),
         scoring="neg_log_loss",
-    ).fit(features, np.array(setup.train["labels"][:]))
+    ).fit(features, np.array(setup.train["labels"][:]), setup.sample_weights)
     coefficients, intercept = torch.from_numpy(probe.coef_), torch.from_numpy(np.atleast_1d(probe.intercept_))
     if classes == 2:
         coefficients, intercept = torch.cat([-coefficients, coefficients]) / 2, torch.cat([-intercept, intercept]) / 2

@@ -62,16 +62,19 @@ def loss(class_weights: list[float] | None, label_smoothing: float = 0.0) -> Any
     """Return cross-entropy for `Trainer(compute_loss_func=...)`.
 
     A sum over the rows divided by the number of rows in the *whole* step, so that gradient accumulation and several
-    processes give exactly the loss of one big batch. With `class_weights` each row's loss is scaled by its label's.
+    processes give exactly the loss of one big batch. With `class_weights` each row's loss is scaled by its label's,
+    and by its own where the outputs have `sample_weight`.
     """
 
     def compute(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         weight = None if class_weights is None else torch.tensor(class_weights, device=labels.device)
         logits = outputs["logits"].float()
-        total = functional.cross_entropy(
-            logits, labels, weight=weight, reduction="sum", label_smoothing=label_smoothing
+        losses = functional.cross_entropy(
+            logits, labels, weight=weight, reduction="none", label_smoothing=label_smoothing
         )
-        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        if "sample_weight" in outputs:
+            losses = losses * outputs["sample_weight"]
+        return losses.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return compute
 
