@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--quiet", action="store_true", help="no progress bar, print nothing but errors")
     export.set_defaults(action=_export)
 
-    listing = commands.add_parser("list", help="recipes, methods, tasks and diagnostics, one line each")
+    listing = commands.add_parser("list", help="recipes, methods and all else that has a name, one line each")
     listing.set_defaults(action=_list)
 
     copy = commands.add_parser("copy", help="copy a recipe to own and change it")
@@ -287,12 +287,14 @@ def _list(arguments: argparse.Namespace) -> None:
     for title, folder in (
         ("recipes", recipes_folder()),
         ("methods", package / "methods"),
+        ("alignments", package / "alignment"),
+        ("objectives", package / "objectives"),
         ("tasks", package / "tasks"),
         ("diagnostics", package / "diagnostics"),
     ):
         print(f"{title}:")
         for file in sorted(folder.glob("*.py")):
-            if file.stem != "__init__":
+            if not file.stem.startswith("_"):
                 print(f"  {file.stem:20} {first_line(file)}")
 
 

@@ -20,8 +20,10 @@ from hf_transfer.plugins import first_line, load_plugin, plugin_names
 from hf_transfer.texts import normalise
 
 PACKAGE = REPOSITORY / "hf_transfer"
-RECIPES = ["finetune", "quickstart"]
+RECIPES = ["adapt_domain", "finetune", "pretrain_domain", "quickstart", "self_train"]
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
+ALIGNMENTS = ["cdan", "coral", "dann", "mmd"]
+OBJECTIVES = ["clm", "mlm", "tsdae"]
 TASKS = ["text_classification"]
 DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
 DOMAINS = ("films", "gadgets", "hotels")
@@ -59,15 +61,17 @@ def test_list_names_everything(capsys):
     assert {title: [name for name, _ in lines] for title, lines in found.items()} == {
         "recipes": RECIPES,
         "methods": METHODS,
+        "alignments": ALIGNMENTS,
+        "objectives": OBJECTIVES,
         "tasks": TASKS,
         "diagnostics": DIAGNOSTICS,
     }
-    assert [len(lines) for lines in found.values()] == [2, 8, 1, 7]
+    assert [len(lines) for lines in found.values()] == [5, 8, 4, 3, 1, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 18
+    assert len(set(descriptions)) == 28
 
 
 def test_list_is_what_can_be_loaded(capsys):
@@ -139,8 +143,8 @@ def test_recipes_show_a_command_to_copy():
             for word in words:
                 if word.startswith("recipes/configs/"):
                     assert (REPOSITORY / word).is_file(), line
-        assert any("--output_dir" in line or "--config" in line for line in lines)
-    assert seen == 3
+        assert any("--output" in line or "--config" in line for line in lines)
+    assert seen == 9
 
 
 def test_recipe_flags_in_examples_exist():
