@@ -4,7 +4,8 @@
         --target_unlabeled kitchen_raw.jsonl --output_dir runs/coral
     hf-transfer run adapt_domain --alignment dann --source books.csv --target kitchen.csv --target_unlabeled raw.jsonl
 
-`--alignment` chooses what ties the domains together. The target's labels, where it has any, are for testing alone.
+`--alignment` chooses what ties the domains together; `udalm` needs a --model from pretrain_domain. The target's labels,
+where it has any, are for testing alone.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from hf_transfer.texts import normalise
 PACKAGE = REPOSITORY / "hf_transfer"
 RECIPES = ["adapt_domain", "finetune", "pretrain_domain", "quickstart", "self_train"]
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
-ALIGNMENTS = ["cdan", "coral", "dann", "mmd"]
+ALIGNMENTS = ["cdan", "coral", "dann", "mmd", "udalm"]
 OBJECTIVES = ["clm", "mlm", "tsdae"]
 TASKS = ["text_classification"]
 DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
@@ -66,12 +66,12 @@ def test_list_names_everything(capsys):
         "tasks": TASKS,
         "diagnostics": DIAGNOSTICS,
     }
-    assert [len(lines) for lines in found.values()] == [5, 8, 4, 3, 1, 7]
+    assert [len(lines) for lines in found.values()] == [5, 8, 5, 3, 1, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 28
+    assert len(set(descriptions)) == 29
 
 
 def test_list_is_what_can_be_loaded(capsys):

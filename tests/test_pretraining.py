@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from torch.nn import functional
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from hf_transfer import objectives
+from hf_transfer import alignment, objectives, tasks
+from hf_transfer.aligned import PREFIX, Aligned, MixedLoss, PairCollator, align
 from hf_transfer.arguments import PretrainedArguments, parse
 from hf_transfer.errors import UserError
 from hf_transfer.methods import Prepared, Setup, as_it_is
@@ -371,3 +373,148 @@ def test_recipes_go_on_with_what_comes_out(dapt, tables, recipe, tmp_path, capsy
     words, pooler = "bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight"
     np.testing.assert_array_equal(start[words], end[words], err_msg="LoRA leaves them alone")
     np.testing.assert_allclose(start[pooler], end[pooler], atol=0.01, err_msg="it was adapted, not new")
+
+
+# UDALM
+
+
+def udalm_on(model, rows=40):
+    """A classifier on `model`, aligned by udalm to `rows` texts; and what it was made of."""
+    task = tasks.load("text_classification")
+    loaded = load_pretrained(str(model), "main", task.auto_model, 0, num_labels=2)
+    both = {}
+    for domain in ("hotels", "gadgets"):
+        encoded, _ = encode(loaded.tokenizer, datasets.Dataset.from_dict({"text": conftest.corpus_texts(domain)}), 40)
+        both[domain] = encoded.select(range(rows))
+    train = datasets.concatenate_datasets([
+        both["hotels"].add_column("labels", [i % 2 for i in range(rows)]),
+        both["gadgets"].add_column("labels", [NOTHING] * rows),
+    ])  # fmt: skip
+    setup = Setup(loaded, train, train.select(range(8)), task.collator(loaded.tokenizer), "fp32", None, 0)
+    own = alignment.load("udalm")
+    return align(Prepared(loaded.model, as_it_is), setup, own, own.Arguments(), 1.0), setup
+
+
+def test_target_rows_teach_the_trunk_by_their_words_alone(dapt):
+    prepared, _ = udalm_on(dapt[0])
+    aligned, rows = prepared.model, list(prepared.inputs.train.select(range(8)))
+    batch = prepared.inputs.collator(rows)
+    assert batch[f"{PREFIX}labels"].shape == batch[f"{PREFIX}input_ids"].shape
+    assert 0.05 < (batch[f"{PREFIX}labels"] != NOTHING).float().mean() < 0.25
+    aligned.train()
+    for module in aligned.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    weight = aligned.model.bert.encoder.layer[0].output.dense.weight
+
+    def gradient(of):
+        aligned.zero_grad()
+        of(aligned(**batch)).backward()
+        return None if weight.grad is None else weight.grad.clone()
+
+    classified = gradient(lambda out: functional.cross_entropy(out["logits"], batch["labels"]))
+    alone = functional.cross_entropy(
+        aligned.model(**{k: v for k, v in batch.items() if not k.startswith(PREFIX)}).logits, batch["labels"]
+    )
+    aligned.zero_grad()
+    alone.backward()
+    torch.testing.assert_close(classified, weight.grad), "the task's loss is that of the source rows"
+    joint = gradient(lambda out: out["penalty"])
+    reference = AutoModelForMaskedLM.from_pretrained(dapt[0], attention_probs_dropout_prob=0.0).train()
+    for module in reference.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    target = {k.removeprefix(PREFIX): v for k, v in batch.items() if k.startswith(PREFIX)}
+    loss = reference(**target).loss
+    loss.backward()
+    torch.testing.assert_close(aligned.penalty, loss.item())
+    torch.testing.assert_close(joint, reference.bert.encoder.layer[0].output.dense.weight.grad)
+
+
+def test_labels_of_target_rows_are_never_read(dapt):
+    prepared, setup = udalm_on(dapt[0])
+    rows = list(prepared.inputs.train.select(range(8)))
+    target = setup.train.select(range(40, 80)).remove_columns("labels")
+    hide, pad = prepared.model.alignment.hide, setup.loaded.tokenizer.pad_token_id
+
+    def batch(labels):
+        pairs = PairCollator(setup.collator, target.add_column("labels", labels), 0,
+                             lambda some: padded([hide(row) for row in some], pad))  # fmt: skip
+        return pairs(rows)
+
+    one, other = batch([0] * 40), batch([1] * 40)
+    assert one.keys() == other.keys()
+    assert f"{PREFIX}labels" in one
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_checkpoint_is_chosen_by_both_losses(dapt):
+    prepared, _ = udalm_on(dapt[0])
+    assert prepared.headline == "mixed_loss"
+    (mixed,) = [one for one in prepared.callbacks if isinstance(one, MixedLoss)]
+    trained = set(map(tuple, prepared.inputs.collator.target["input_ids"][:]))
+    assert len(mixed.rows) == 4
+    assert len(trained) == 36
+    metrics = {"eval_loss": 0.5}
+    step = type("", (), {"is_world_process_zero": True, "per_device_eval_batch_size": 3})
+    mixed.aligned.weight = 2.0
+    mixed.on_evaluate(step, step, None, metrics)
+    reference, losses = AutoModelForMaskedLM.from_pretrained(dapt[0]).eval(), []
+    for row in mixed.rows:
+        with torch.no_grad():
+            logits = reference(torch.tensor([row["input_ids"]])).logits[0]
+        words = torch.tensor(row["labels"])
+        losses += functional.cross_entropy(logits, words, reduction="none")[words != NOTHING].tolist()
+    assert metrics["eval_mixed_loss"] == pytest.approx(0.5 + 2.0 * np.mean(losses), rel=1e-4)
+    assert prepared.choices["mixed_losses"] == [[0.5, pytest.approx(np.mean(losses), rel=1e-4)]]
+
+
+@pytest.fixture
+def adapt(texts, tables, tmp_path):
+    def run(model, *more):
+        argv = ["--model", str(model), "--source", str(tables["source"]), "--target", str(tables["target"]),
+                "--target_unlabeled", str(texts), "--alignment", "udalm", "--max_length", "40", "--quiet",
+                "--validation_fraction", "0.2", "--num_train_epochs", "1", "--output_dir", str(tmp_path / "run"),
+                "--max_rows", "150"]  # fmt: skip
+        return conftest.load_recipe("adapt_domain")([*argv, *more])
+
+    return run
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("method", ["adapter", "bitfit", "full", "ia3", "lora", "prompt"])
+def test_udalm_under_every_method_that_reads_words(method, adapt, dapt):
+    more = {"prompt": ["--prompt_tokens", "4"], "adapter": ["--adapter_size", "8"]}.get(method, [])
+    run = adapt(dapt[0], "--method", method, *more)
+    (losses,) = run.choices["mixed_losses"]
+    assert 0 < losses[0] < losses[1] < 10
+    assert pipeline("text-classification", str(run.folder))("a text")[0]["label"] in run.label_names
+    assert not [key for key in load_file(run.folder / "model.safetensors") if "alignment" in key or "cls" in key]
+
+
+def test_udalm_needs_words_and_a_head(adapt, dapt, masking, tmp_path):
+    with pytest.raises(UserError, match="masks words, and --method partial trains on cached states without any"):
+        adapt(dapt[0], "--method", "partial")
+    with pytest.raises(UserError, match="has no head for it; first hf-transfer run pretrain_domain"):
+        adapt(masking)
+    with pytest.raises(UserError, match="gpt2 models fill in no masks; choose another alignment or --model"):
+        adapt(make_model(tmp_path / "gpt2", "gpt2"))
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_other_alignments_get_the_targets_texts_as_they_are(tiny):
+    from transformers import AutoModelForSequenceClassification
+
+    seen = []
+    model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
+
+    class Look(torch.nn.Module):
+        def forward(self, source, target, progress):
+            seen.append(target)
+            return target.features.sum() * 0
+
+    ids = torch.tensor([[2, 11, 12, 3]])
+    Aligned(model, Look(), 1.0).train()(torch.tensor([0]), input_ids=ids, attention_mask=torch.ones_like(ids),
+        **{f"{PREFIX}input_ids": ids, f"{PREFIX}attention_mask": torch.ones_like(ids)})  # fmt: skip
+    assert seen[0].words is None
+    assert seen[0].states.shape == (1, 4, 32)
