@@ -20,7 +20,7 @@ from hf_transfer.plugins import first_line, load_plugin, plugin_names
 from hf_transfer.texts import normalise
 
 PACKAGE = REPOSITORY / "hf_transfer"
-RECIPES = ["adapt_domain", "finetune", "pretrain_domain", "quickstart", "self_train"]
+RECIPES = ["adapt_domain", "finetune", "pretrain_domain", "quickstart", "rewrite_source", "self_train"]
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
 ALIGNMENTS = ["cdan", "coral", "dann", "mmd", "udalm"]
 OBJECTIVES = ["clm", "mlm", "tsdae"]
@@ -66,12 +66,12 @@ def test_list_names_everything(capsys):
         "tasks": TASKS,
         "diagnostics": DIAGNOSTICS,
     }
-    assert [len(lines) for lines in found.values()] == [5, 8, 5, 3, 1, 7]
+    assert [len(lines) for lines in found.values()] == [6, 8, 5, 3, 1, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 29
+    assert len(set(descriptions)) == 30
 
 
 def test_list_is_what_can_be_loaded(capsys):
@@ -144,7 +144,7 @@ def test_recipes_show_a_command_to_copy():
                 if word.startswith("recipes/configs/"):
                     assert (REPOSITORY / word).is_file(), line
         assert any("--output" in line or "--config" in line for line in lines)
-    assert seen == 9
+    assert seen == 10
 
 
 def test_recipe_flags_in_examples_exist():

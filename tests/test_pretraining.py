@@ -33,6 +33,7 @@ from hf_transfer.pretraining import (
     learn_new,
     read_pool,
 )
+from hf_transfer.rewriting import own_words, places, rewrite
 from hf_transfer.tasks.text_classification import encode
 
 
@@ -500,6 +501,57 @@ def test_udalm_needs_words_and_a_head(adapt, dapt, masking, tmp_path):
     with pytest.raises(UserError, match="gpt2 models fill in no masks; choose another alignment or --model"):
         adapt(make_model(tmp_path / "gpt2", "gpt2"))
     assert not list(tmp_path.glob("run*"))
+
+
+# rewriting
+
+
+def test_only_the_sources_own_words_give_way(dapt):
+    source, target = conftest.corpus_texts("hotels"), conftest.corpus_texts("gadgets")
+    own = own_words(source, target)
+    assert {"room", "breakfast"} & own.keys()
+    assert not own.keys() & own_words(target, source).keys()
+    text = "The hotel room was lovely, and the staff of this hotel were too kind to us."
+    found = [one[0] for one in places(text, {"hotel": 9.0, "room": 5.0, "staff": 7.0, "us": 4.0, "kind": 3.0})]
+    assert found == ["hotel", "room", "staff", "hotel"], "no more than 30 % of 16 words, the most typical ones"
+    loaded = load_pretrained(str(dapt[0]), "main", mlm.AUTO_MODEL, 0)
+    new = rewrite([text, "Nothing of the kind.", ""], {"hotel": 9.0, "staff": 7.0}, loaded)
+    assert new[1:] == ["Nothing of the kind.", ""]
+    before, after = text.split(), new[0].split()
+    assert [i for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other] == [1, 7, 10]
+    assert not {"hotel", "staff"} & {word.strip(".,").lower() for word in after}
+    tokenizer = loaded.tokenizer
+    masked = text.replace("hotel", "<mask>").replace("staff", "<mask>")
+    ids = tokenizer(masked, return_tensors="pt")
+    with torch.no_grad():
+        scores = loaded.model(**ids).logits[ids["input_ids"] == tokenizer.mask_token_id]
+    words = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    allowed = [i for i, word in enumerate(words) if word.isalnum() and word not in ("hotel", "staff")]
+    assert [after[i].strip(".,") for i in (1, 7, 10)] == [words[allowed[int(row[allowed].argmax())]] for row in scores]
+
+
+@pytest.mark.recipe
+def test_a_text_that_would_change_its_label_stays_as_it_was(dapt, tables, texts, recipe, tmp_path):
+    run = recipe(["--model", str(dapt[0]), "--source", str(tables["source"]), "--target", str(tables["target"]),
+                  "--method", "full", "--max_length", "40", "--quiet", "--num_train_epochs", "1",
+                  "--output_dir", str(tmp_path / "run")])  # fmt: skip
+    argv = ["--source", str(tables["source"]), "--target_unlabeled", str(texts), "--model", str(dapt[0]),
+            "--classifier", str(run.folder), "--quiet", "--output", str(tmp_path / "new.jsonl")]  # fmt: skip
+    rewriting = conftest.load_recipe("rewrite_source")
+    frame = rewriting(argv)
+    rows = [json.loads(line) for line in tables["source"].read_text().splitlines()]
+    written = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in written] == [row["label"] for row in rows]
+    assert 0 < frame["rewritten"].sum() < 60
+    label = pipeline("text-classification", str(run.folder), truncation=True, max_length=40)
+    for row, new in zip(rows, written, strict=True):
+        assert new["rewritten"] == (new["text"] != row["text"])
+        if new["rewritten"]:
+            assert label(new["text"])[0]["label"] == row["label"]
+    with pytest.raises(UserError, match="is there already"):
+        rewriting(argv)
+    with pytest.raises(UserError, match="has not learnt to fill in words"):
+        rewriting([*argv, "--output", str(tmp_path / "b.csv"), "--model", str(run.folder)])
 
 
 def test_other_alignments_get_the_targets_texts_as_they_are(tiny):
