@@ -60,6 +60,7 @@ def fit(
         resume=False,
         push_to_hub=False,  # only the finished run is pushed, when it is verified
         logging_nan_inf_filter=False,  # it would hide a loss that is no number
+        log_level_replica="error",  # one process speaks; the others would say which weights a checkpoint left out
     )
     callbacks = list(prepared.callbacks)
     if evaluates and train_args.load_best_model_at_end and train_args.early_stopping_patience > 0:
