@@ -17,20 +17,23 @@ from hf_transfer.diagnostics.vocabulary import log_odds, words
 from hf_transfer.models import Loaded, longest_input
 from hf_transfer.objectives import mlm
 
-OWN = 3.0  # z-score beyond which a word is the source's own
+# a word is the source's own beyond this z-score, where the target has it at most this share as often: "was" or "we"
+# may differ beyond doubt, but only a little
+OWN, RARE = 3.0, 0.25
 MASKED = 0.3  # of a text's words at most: filling in needs something to go by
 BATCH = 32
 
 
 def own_words(source: list[str], target: list[str]) -> dict[str, float]:
-    """Return the words that the source uses more than the target, with the z-scores of their log-odds ratios."""
-    counts = [Counter(word for text in texts for word in words(text)) for texts in (source, target)]
-    return {word: -z for word, z in log_odds(*counts).items() if z < -OWN}
+    """Return the words that the source uses far more than the target, with the z-scores of their log-odds ratios."""
+    ours, theirs = (Counter(word for text in texts for word in words(text)) for texts in (source, target))
+    rare = RARE * theirs.total() / max(1, ours.total())
+    return {word: -z for word, z in log_odds(ours, theirs).items() if z < -OWN and theirs[word] <= rare * ours[word]}
 
 
 def places(text: str, own: dict[str, float]) -> list[re.Match[str]]:
-    """Return where `text` holds words of `own`: in order, and of too many the most typical ones."""
-    found = list(re.finditer(r"\w+", text))
+    """Return where `text` holds words of `own`: in order, of too many the most typical ones, no part of `wasn't`."""
+    found = list(re.finditer(r"\w+(?:['\u2019]\w+)*", text))
     mine = sorted((one for one in found if one[0].lower() in own), key=lambda one: -own[one[0].lower()])
     return sorted(mine[: int(MASKED * len(found))], key=lambda one: one.start())
 
