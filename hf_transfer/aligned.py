@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
-from hf_transfer.alignment import Batch
+from hf_transfer.alignment import Batch, udalm
 from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.errors import UserError
 from hf_transfer.features import from_first_process
+from hf_transfer.objectives import padded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 PREFIX = "target_"
 SOURCE_LABELS = "source_labels"
 NO_LABEL = -100
+HELD_OUT = 0.1  # share of the target's texts whose masked words help to choose the checkpoint
 NEIGHBOURS = 200  # target rows of nearest length among which a batch's are drawn
 # training has failed if after the share EARLY of it every text gets one label for PATIENCE steps, or the running
 # accuracy of the discriminator was never TOLD
@@ -81,16 +84,31 @@ class Aligned(nn.Module):
         if not self.training:
             return {"logits": self.model(**own).logits}
         other = {name.removeprefix(PREFIX): value for name, value in inputs.items() if name.startswith(PREFIX)}
+        words = other.pop("labels", None)  # where the collator has masked some
         self.seen.clear()
-        logits = [self.model(**one).logits for one in (own, other)]
+        logits, states = [self.model(**own).logits], list[torch.Tensor]()
+        with keeping_states(self.model, states):
+            logits.append(self.model(**other).logits)
         features = [one if one.dim() == 2 else _last_token(one, rows["attention_mask"])
                     for one, rows in zip(self.seen, (own, other), strict=True)]  # fmt: skip
         self.seen.clear()
-        source, target = Batch(features[0], logits[0], source_labels), Batch(features[1], logits[1], None)
+        source = Batch(features[0], logits[0], source_labels)
+        target = Batch(features[1], logits[1], None, states[0], words)
         penalty = self.weight * self.alignment(source, target, self.progress)
         self.penalty = float(penalty.detach())
         self.labels_given = len(torch.cat(logits).argmax(-1).unique())
         return {"logits": logits[0], "penalty": penalty}
+
+
+@contextmanager
+def keeping_states(model: Any, states: list[torch.Tensor]) -> Iterator[None]:
+    """Append the trunk's last token states of every forward pass to `states`, also behind PEFT's wrappers."""
+    trunk = next(m for m in model.modules() if isinstance(m, PreTrainedModel)).base_model
+    keeping = trunk.register_forward_hook(lambda module, inputs, output: states.append(output.last_hidden_state))
+    try:
+        yield
+    finally:
+        keeping.remove()
 
 
 def last_linear(model: Any) -> nn.Linear:
@@ -113,10 +131,17 @@ class PairCollator:
         collator: makes a batch.
         target: encoded rows; labels are left out.
         seed: of the drawing.
+        collate_target: makes a batch of the target's rows, where it is not made as the others are.
     """
 
-    def __init__(self, collator: Callable[[list[dict[str, Any]]], Any], target: Dataset, seed: int) -> None:
-        self.collator, self.seed = collator, seed
+    def __init__(
+        self,
+        collator: Callable[[list[dict[str, Any]]], Any],
+        target: Dataset,
+        seed: int,
+        collate_target: Callable[[list[dict[str, Any]]], Any] | None = None,
+    ) -> None:
+        self.collator, self.seed, self.collate_target = collator, seed, collate_target or collator
         self.target = target.remove_columns([c for c in ("labels",) if c in target.column_names])
         lengths = np.array(target["length"][:])
         self.order = np.argsort(lengths, kind="stable")
@@ -132,7 +157,9 @@ class PairCollator:
         begin = max(0, min(middle - width // 2, len(self.order) - width))
         near = self.order[begin : begin + width]
         drawn = rng.choice(near, len(rows), replace=len(near) < len(rows))
-        other = self.collator([self.target[int(i)] for i in drawn])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**62)))
+            other = self.collate_target([self.target[int(i)] for i in drawn])
         others = {f"{PREFIX}{name}": value for name, value in other.items()}
         return {**batch, SOURCE_LABELS: batch["labels"], **others}
 
@@ -178,6 +205,47 @@ class Progress(TrainerCallback):
                 print(f"warning: stopped after {state.global_step} steps, the best checkpoint is kept: {why}.")
 
 
+class MixedLoss(TrainerCallback):
+    """Add the masked words' loss on held-out target rows to the validation loss: UDALM chooses its checkpoint by it.
+
+    Args:
+        aligned: what is trained, by `udalm`.
+        rows: encoded, of the target.
+        pad: the padding token.
+        setup: for precision and seed.
+        choices: of the run; gets `mixed_losses`, the source's and the target's part at every evaluation.
+    """
+
+    def __init__(self, aligned: Aligned, rows: Dataset, pad: int, setup: Setup, choices: dict[str, Any]) -> None:
+        self.aligned, self.pad, self.precision, self.choices = aligned, pad, setup.precision, choices
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(setup.seed)  # masked once, so that losses can be compared
+            self.rows = [aligned.alignment.hide(row) for row in sorted(rows, key=lambda row: row["length"])]
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Add `eval_mixed_loss` to what the Trainer has measured."""
+        size = args.per_device_eval_batch_size
+        value = from_first_process(self._measure(size) if state.is_world_process_zero else None)
+        self.choices.setdefault("mixed_losses", []).append([metrics["eval_loss"], value])
+        metrics["eval_mixed_loss"] = metrics["eval_loss"] + self.aligned.weight * value
+
+    def _measure(self, size: int) -> float:
+        self.aligned.eval()
+        total, count, device = 0.0, 0, next(self.aligned.parameters()).device
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=self.precision != "fp32"):
+            for begin in range(0, len(self.rows), size):
+                batch = padded(self.rows[begin : begin + size], self.pad)
+                inputs = {name: value.to(device) for name, value in batch.items()}
+                words = inputs.pop("labels")
+                states: list[torch.Tensor] = []
+                with keeping_states(self.aligned.model, states):
+                    self.aligned.model(**inputs)
+                lost, number = self.aligned.alignment.total(states[0], words)
+                total, count = total + float(lost), count + number
+        return total / max(1, count)
+
+
 def with_target(setup: Setup, target: Dataset) -> Setup:
     """Return `setup` with the target's encoded rows behind its training rows, so that a method prepares both alike."""
     from datasets import concatenate_datasets
@@ -197,20 +265,37 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
         weight: of the alignment.
 
     Raises:
-        UserError: a weight below 0.
+        UserError: a weight below 0, or an alignment that reads words with a method that doesn't.
     """
     if not 0 <= weight < math.inf:
         raise UserError(f"--alignment_weight is {weight}; it must be 0 or more.")
+    if alignment is udalm and prepared.inputs is not None:
+        raise UserError("--alignment udalm masks words, and --method partial trains on cached states without any; "
+                        "choose another method or alignment.")  # fmt: skip
     inputs = prepared.inputs or setup
     labelled = np.array(inputs.train["labels"][:]) != NO_LABEL
     source, target = (inputs.train.select(np.flatnonzero(part)) for part in (labelled, ~labelled))
     torch.manual_seed(setup.seed)
-    loss = alignment.build(last_linear(prepared.model).in_features, prepared.model.config.num_labels, args)
+    loss = alignment.build(last_linear(prepared.model).in_features, prepared.model.config.num_labels, args, setup)
     wrapped = Aligned(prepared.model, loss, weight)
+    callbacks, headline, collate_target = [*prepared.callbacks, Progress(wrapped, prepared.choices)], "", None
+    if alignment is udalm:
+        pad, headline = setup.loaded.tokenizer.pad_token_id, "mixed_loss"
+        order = np.random.default_rng(setup.seed).permutation(len(target))
+        count = int(HELD_OUT * len(target))
+        held_out, target = target.select(order[:count]), target.select(order[count:])
+        callbacks.append(MixedLoss(wrapped, held_out.remove_columns("labels"), pad, setup, prepared.choices))
+
+        def collate_target(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            return padded([loss.hide(row) for row in rows], pad)
+
     return replace(
         prepared,
         model=wrapped,
-        callbacks=[*prepared.callbacks, Progress(wrapped, prepared.choices)],
+        callbacks=callbacks,
         lr_scale={f"model.{name}": scale for name, scale in prepared.lr_scale.items()},
-        inputs=replace(inputs, train=source, collator=PairCollator(inputs.collator, target, setup.seed)),
+        inputs=replace(
+            inputs, train=source, collator=PairCollator(inputs.collator, target, setup.seed, collate_target)
+        ),
+        headline=headline,
     )

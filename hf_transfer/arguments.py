@@ -58,7 +58,7 @@ class DataArguments:
 
 
 @dataclass
-class ModelArguments:
+class PretrainedArguments:
     """Where the pretrained weights come from."""
 
     model: str | None = field(
@@ -66,6 +66,12 @@ class ModelArguments:
         metadata={"help": "Model folder or Hub id; default: the embedded all-MiniLM-L6-v2 if installed, else its id."},
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the Hub model."})
+
+
+@dataclass
+class ModelArguments(PretrainedArguments):
+    """What is made of the pretrained weights, and how."""
+
     task: str = field(default="text_classification", metadata={"help": "What the data means (hf-transfer list)."})
     method: str = field(default="full", metadata={"help": "Which weights move (hf-transfer list)."})
 
@@ -176,13 +182,21 @@ class _Parser(HfArgumentParser):
         raise UserError(f"{message}; see --help.")
 
 
-def parse(argv: list[str] | None = None, description: str | None = None, more: tuple[type, ...] = ()) -> Arguments:
+def parse(
+    argv: list[str] | None = None,
+    description: str | None = None,
+    more: tuple[type, ...] = (),
+    data: Any = DataArguments,
+    model: Any = ModelArguments,
+) -> Arguments:
     """Parse a recipe's command line.
 
     Args:
         argv: flags; the process's own by default.
         description: the text above the flags in ``--help``.
         more: the recipe's own dataclasses, filled into `Arguments.more`.
+        data: dataclass of what is read; has at least `validation_fraction`, `max_length` and `max_rows`.
+        model: dataclass of what is trained; without a `method` every weight is.
 
     Raises:
         UserError: unknown flag or key, wrong type, value out of range, unreadable YAML.
@@ -190,7 +204,7 @@ def parse(argv: list[str] | None = None, description: str | None = None, more: t
     argv = expand(sys.argv[1:] if argv is None else list(argv))
     method = methods.load(flag(argv, "--method", "full"))
     parser = _Parser(
-        [DataArguments, ModelArguments, method.Arguments, TrainArguments, *more],
+        [data, model, method.Arguments, TrainArguments, *more],
         description=description,
         allow_abbrev=False,
     )
@@ -201,12 +215,12 @@ def parse(argv: list[str] | None = None, description: str | None = None, more: t
     for word in argv:
         name = word[2:].split("=")[0]
         if word.startswith("--") and name not in known:
-            used = flag(argv, "--method", "full")
+            used = f" for method '{flag(argv, '--method', 'full')}'" if "method" in known else ""
             owner = next((m for m in methods.names() if name in _field_names(methods.load(m).Arguments)), None)
             hint = f" (it is one of --method {owner})" if owner else nearest(name, known)
-            raise UserError(f"unknown flag --{name} for method '{used}'{hint}; see --help.")
+            raise UserError(f"unknown flag --{name}{used}{hint}; see --help.")
     try:
-        data, model, method_args, train, *others, rest = parser.parse_args_into_dataclasses(
+        given, pretrained, method_args, train, *others, rest = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
     except ValueError as error:  # TrainingArguments' own checks
@@ -214,8 +228,10 @@ def parse(argv: list[str] | None = None, description: str | None = None, more: t
         raise UserError(f"{text[:250]}; see --help.") from error
     if rest:
         raise UserError(f"can't place '{' '.join(rest)}' on the command line; see --help.")
-    arguments = Arguments(data, model, method_args, train, method, argv, tuple(others))
+    arguments = Arguments(given, pretrained, method_args, train, method, argv, tuple(others))
     _check(arguments)
+    if data is DataArguments:
+        _check_splits(arguments.data)
     return arguments
 
 
@@ -281,15 +297,7 @@ def _check(arguments: Arguments) -> None:
     data, train = arguments.data, arguments.train
     if train.output_dir in (None, "", "trainer_output"):
         raise UserError("--output_dir is missing; name the folder that the run is written to.")
-    if not (data.target_shots == "all" or data.target_shots.isdecimal()):
-        raise UserError(f"--target_shots is '{data.target_shots}'; use 0, a whole number per class, or 'all'.")
-    for name in ("validation_fraction", "test_fraction"):
-        if not 0 <= getattr(data, name) <= 0.9:
-            raise UserError(f"--{name} is {getattr(data, name)}; use a share from 0 to 0.9.")
-    if data.validation_fraction + data.test_fraction > 0.9:
-        raise UserError(
-            "--validation_fraction and --test_fraction together leave under 10 % of the rows to train on; lower one."
-        )
+    _check_share("validation_fraction", data.validation_fraction)
     positive = {
         "--learning_rate": train.learning_rate,
         "--num_train_epochs": train.num_train_epochs if train.max_steps <= 0 else 1,
@@ -311,6 +319,21 @@ def _check(arguments: Arguments) -> None:
                             f"{', '.join(installed) or 'no others'}.")  # fmt: skip
     if data.max_length < 4:
         raise UserError(f"--max_length is {data.max_length}; texts need at least 4 tokens.")
+
+
+def _check_splits(data: DataArguments) -> None:
+    if not (data.target_shots == "all" or data.target_shots.isdecimal()):
+        raise UserError(f"--target_shots is '{data.target_shots}'; use 0, a whole number per class, or 'all'.")
+    _check_share("test_fraction", data.test_fraction)
+    if data.validation_fraction + data.test_fraction > 0.9:
+        raise UserError(
+            "--validation_fraction and --test_fraction together leave under 10 % of the rows to train on; lower one."
+        )
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 0.9:
+        raise UserError(f"--{name} is {share}; use a share from 0 to 0.9.")
 
 
 def is_hub_flag(name: str) -> bool:

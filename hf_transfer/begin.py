@@ -21,6 +21,7 @@ from hf_transfer.errors import UserError
 from hf_transfer.features import cache_folder, cache_key, table_key
 from hf_transfer.methods import Setup
 from hf_transfer.models import Loaded, load_model, longest_input, ordered_labels, public_name
+from hf_transfer.pretraining import seen_before
 from hf_transfer.publish import check_push
 from hf_transfer.resources import Meter
 from hf_transfer.results import check_writable
@@ -89,9 +90,13 @@ def begin(arguments: Arguments) -> Iterator[Job]:
             pool = None
             if domains.unlabeled is not None:
                 pool, _ = encode_rows(domains.unlabeled, ["text"], loaded, task, arguments.data.max_length)
+        if seen := seen_before(loaded.name, domains.test):
+            domains.facts["pretrained_on_test_texts"] = seen
+            domains.notes.append(f"LEAK: --model was pretrained on {seen} of the texts that are tested; for a fair "
+                                 "score pretrain without them")  # fmt: skip
         console.say(summary(domains, cut))
         console.say(f"model: {public_name(loaded.name)}; method: {arguments.model.method}; {arguments.training_line()}")
-        check_folder(partial, domains, loaded)
+        check_folder(partial, domains.facts["fingerprint"], loaded)
         setup = Setup(
             loaded=loaded,
             train=encoded["train"],
@@ -135,14 +140,14 @@ def open_folder(arguments: Arguments) -> Path:
     return partial
 
 
-def check_folder(partial: Path, domains: Domains, loaded: Loaded) -> None:
+def check_folder(partial: Path, fingerprint: str, loaded: Loaded) -> None:
     """Check that the folder fits the run, once data and model are known to be good; `fit` makes it.
 
     Raises:
         UserError: too little disk space, a folder that can't be written, or other data than the run to resume had.
     """
     note = partial / "arguments.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8"))["fingerprint"] != domains.facts["fingerprint"]:
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8"))["fingerprint"] != fingerprint:
         raise UserError(f"--resume: the data changed since {partial} was started; restore it, or remove that folder.")
     there = check_writable(partial, "--output_dir")
     need = SPARE_DISK * 4 * sum(p.numel() for p in loaded.model.parameters())
@@ -159,31 +164,46 @@ def encode_all(
     Raises:
         UserError: `--max_length` is beyond what the model takes, or cuts every training text.
     """
-    import datasets
-
     max_length, room = arguments.data.max_length, longest_input(loaded)
-    if max_length > room:
-        raise UserError(f"--max_length {max_length} is beyond the {room} tokens that {loaded.name} takes; lower it.")
     encoded, cut = {}, {}
-    if not arguments.train.quiet and sum(domains.facts["rows"].values()) > SHOW_ROWS:
-        datasets.enable_progress_bars()
-    with arguments.train.main_process_first(desc="tokenise"):
+    with (
+        arguments.train.main_process_first(desc="tokenise"),
+        progress(sum(domains.facts["rows"].values()), quiet=arguments.train.quiet),
+    ):
         for name in SETS:
             rows: Dataset = getattr(domains, name)
             if not len(rows):
                 encoded[name] = rows
                 continue
             encoded[name], cut[name] = encode_rows(rows, ["text", "label"], loaded, task, max_length)
-    datasets.disable_progress_bars()
     if cut["train"] and max_length < room and min(encoded["train"]["length"][:]) == max_length:
         raise UserError(f"every training text is longer than --max_length {max_length} tokens; raise it.")
     return encoded, cut
 
 
+@contextmanager
+def progress(rows: int, *, quiet: bool) -> Iterator[None]:
+    """Let `datasets` draw bars meanwhile, where there are so many rows that it takes long."""
+    import datasets
+
+    if not quiet and rows > SHOW_ROWS:
+        datasets.enable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.disable_progress_bars()
+
+
 def encode_rows(
     rows: Dataset, columns: list[str], loaded: Loaded, task: Task, max_length: int
 ) -> tuple[Dataset, float]:
-    """Tokenise `columns` of `rows`, cached on disk: the encoded rows, and the share of tokens cut."""
+    """Tokenise `columns` of `rows`, cached on disk: the encoded rows, and the share of tokens cut.
+
+    Raises:
+        UserError: `max_length` is beyond what the model takes.
+    """
+    if max_length > (room := longest_input(loaded)):
+        raise UserError(f"--max_length {max_length} is beyond the {room} tokens that {loaded.name} takes; lower it.")
     tokenizer = json.loads(loaded.tokenizer.backend_tokenizer.to_str())
     settings = {**tokenizer, "truncation": None, "padding": None}  # these two follow the last call
     key = cache_key("encode", settings, table_key(rows, columns), max_length)

@@ -325,6 +325,7 @@ def _list(arguments: argparse.Namespace) -> None:
         ("recipes", recipes_folder()),
         ("methods", package / "methods"),
         ("alignments", package / "alignment"),
+        ("objectives", package / "objectives"),
         ("tasks", package / "tasks"),
         ("diagnostics", package / "diagnostics"),
         ("label-free scores", package / "label_free"),

@@ -195,14 +195,19 @@ def _write(
             logs.rename(partial / "runs")
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         run.save(partial)
-        mode = (partial / "config.json").stat().st_mode
-        for file in partial.rglob("*.safetensors"):  # which that library writes for the owner alone
-            file.chmod(mode)
-        if run.folder.is_dir():
-            run.folder.rmdir()
-        partial.rename(run.folder)
-        (run.folder / "arguments.json").unlink()  # last: until here the run counts as unfinished
+        close_folder(partial, run.folder)
     return run
+
+
+def close_folder(partial: Path, folder: Path) -> None:
+    """Give the grown folder its final name."""
+    mode = (partial / "config.json").stat().st_mode
+    for file in partial.rglob("*.safetensors"):  # which that library writes for the owner alone
+        file.chmod(mode)
+    if folder.is_dir():
+        folder.rmdir()
+    partial.rename(folder)
+    (folder / "arguments.json").unlink()  # last: until here the run counts as unfinished
 
 
 def _record(

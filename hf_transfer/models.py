@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_transfer.errors import UserError, hub_refusal
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_transfer.arguments import ModelArguments
     from hf_transfer.tasks import Task
@@ -79,46 +79,69 @@ def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: i
     Raises:
         UserError: no such model, no safetensors, offline, a model without this task's head, code that would run.
     """
+    known = read_config(args.model, args.model_revision)
+    loaded = load_pretrained(
+        args.model,
+        args.model_revision,
+        task.auto_model,
+        seed,
+        id2label=dict(enumerate(label_names)),
+        label2id={label: i for i, label in enumerate(label_names)},
+        num_labels=len(label_names),
+    )
+    if loaded.new_parameters or list(known.id2label.values()) == label_names:
+        return loaded
+    head, model = _head(loaded.model), loaded.model
+    model.get_submodule(head).apply(model._init_weights)
+    return replace(
+        loaded, new_parameters=frozenset(key for key, _ in model.named_parameters() if key.startswith(f"{head}."))
+    )
+
+
+def load_pretrained(model_name: str | None, revision: str, auto_model: Any, seed: int, **config: Any) -> Loaded:
+    """Load a checkpoint into the class that `auto_model` chooses for it.
+
+    Args:
+        model_name: folder or Hub id; the default encoder where there is none.
+        revision: branch, tag or commit of a Hub model.
+        auto_model: one of transformers' Auto classes.
+        seed: of the weights that the checkpoint lacks.
+        config: settings that differ from the checkpoint's.
+
+    Raises:
+        UserError: as `load_model`.
+    """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
     from transformers.utils.hub import resolve_revision
 
-    name = args.model or default_model()
-    revision = resolve_revision(name, args.model_revision)
+    name = model_name or default_model()
+    revision = resolve_revision(name, revision)
     options = {"revision": revision, "trust_remote_code": False}
+    known = read_config(name, revision).to_dict()
     try:
-        config = AutoConfig.from_pretrained(name, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(_why(name, error)) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files are missing
         raise UserError(_why(name, ValueError("it has no tokenizer")))
-    known = config.to_dict()
     # dropout on attention weights is most of their cost on a CPU, see benchmarks/README.md
     options |= dict.fromkeys((key for key in ATTENTION_DROPOUT if key in known), 0.0)
-    same_labels = list(config.id2label.values()) == label_names
-    id2label = dict(enumerate(label_names))
     torch.manual_seed(seed)  # the new head's first weights
     try:
-        model, info = task.auto_model.from_pretrained(
+        model, info = auto_model.from_pretrained(
             name,
-            id2label=id2label,
-            label2id={label: i for i, label in id2label.items()},
-            num_labels=len(label_names),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             use_safetensors=True,
             dtype=torch.float32,
             **options,
+            **config,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(_why(name, error)) from error
     new = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
-    if not new and not same_labels:
-        head = _head(model)
-        new = {key for key, _ in model.named_parameters() if key.startswith(f"{head}.")}
-        model.get_submodule(head).apply(model._init_weights)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -132,15 +155,24 @@ def load_model(args: ModelArguments, task: Task, label_names: list[str], seed: i
 
 def ordered_labels(args: ModelArguments, label_names: list[str]) -> list[str]:
     """Return `label_names` in the checkpoint's own order where it knows exactly these names, else unchanged."""
-    from transformers import AutoConfig
-
-    name = args.model or default_model()
-    try:
-        config = AutoConfig.from_pretrained(name, revision=args.model_revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(_why(name, error)) from error
+    config = read_config(args.model, args.model_revision)
     own = [config.id2label[i] for i in sorted(config.id2label)]
     return own if sorted(own) == sorted(label_names) else label_names
+
+
+def read_config(model_name: str | None, revision: str) -> PretrainedConfig:
+    """Return the checkpoint's config.
+
+    Raises:
+        UserError: there is no such model, or it can't be had.
+    """
+    from transformers import AutoConfig
+
+    name = model_name or default_model()
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(_why(name, error)) from error
 
 
 def longest_input(loaded: Loaded) -> int:

@@ -56,11 +56,14 @@ def fit(
         given,
         output_dir=str(partial / "checkpoints"),
         remove_unused_columns=False,  # the sampler needs `length`, which the collator leaves out
-        metric_for_best_model=(given.metric_for_best_model or task.headline) if evaluates else None,
+        metric_for_best_model=(prepared.headline or given.metric_for_best_model or task.headline)
+        if evaluates
+        else None,
         restore_callback_states_from_checkpoint=True,  # a resumed run stops early when the whole one would have
         resume=False,
         push_to_hub=False,  # only the finished run is pushed, when it is verified
         logging_nan_inf_filter=False,  # it would hide a loss that is no number
+        log_level_replica="error",  # one process speaks; the others would say which weights a checkpoint left out
     )
     callbacks = list(prepared.callbacks)
     if evaluates and train_args.load_best_model_at_end and train_args.early_stopping_patience > 0:
@@ -92,7 +95,7 @@ def fit(
     if prepared.lr_scale:
         _scale_learning_rates(trainer, prepared.lr_scale)
     before = {name: torch.hash_tensor(p.detach().cpu()) for name, p in trainable.items()}
-    checkpoint = _last_whole_checkpoint(partial / "checkpoints") if arguments.train.resume else None
+    checkpoint = last_whole_checkpoint(partial / "checkpoints") if arguments.train.resume else None
     hooks = _pass_weights_on(prepared.model) if setup.sample_weights is not None else []
     result = trainer.train(resume_from_checkpoint=checkpoint)
     for hook in hooks:
@@ -141,19 +144,22 @@ def _with_penalty(task_loss: Any) -> Any:
     return compute
 
 
-def _last_whole_checkpoint(folder: Path) -> str | None:
+def last_whole_checkpoint(folder: Path) -> str | None:
     """Return the newest checkpoint that was written to its end; the Trainer writes `trainer_state.json` last."""
     whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def _fill_up(train: Dataset, arguments: Arguments) -> Dataset:
-    """Fill the last step with blank rows (label -100, which no loss counts); accelerate would repeat real ones."""
+    """Fill the last step with blank rows (label -100, which no loss counts); accelerate would repeat real ones.
+
+    Rows that get their labels from the collator, token by token, are left to accelerate.
+    """
     from datasets import concatenate_datasets
 
     world = arguments.train.world_size
     missing = -len(train) % (world * arguments.train.per_device_train_batch_size)
-    if world == 1 or not missing:
+    if world == 1 or not missing or "labels" not in train.column_names:
         return train
     shortest = train.select([int(np.argmin(train["length"][:]))] * missing)
     return concatenate_datasets([train, shortest.map(lambda row: {"labels": -100})])

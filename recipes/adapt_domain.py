@@ -5,8 +5,8 @@
     hf-transfer run adapt_domain --alignment none --source_weights importance --source books.csv dvd.csv \
         --target kitchen.csv --target_unlabeled kitchen_raw.jsonl --output_dir runs/weighted
 
-`--alignment` chooses what ties the domains together while training, `--source_weights` which source rows count, and how
-much. The target's labels, where it has any, are for testing alone.
+`--alignment` chooses what ties the domains together while training (`udalm` needs a --model from pretrain_domain),
+`--source_weights` which source rows count, and how much. The target's labels, where it has any, are for testing alone.
 """
 
 from __future__ import annotations

@@ -21,14 +21,20 @@ from hf_transfer.alignment import Batch, coral, jdot, mmd
 from hf_transfer.alignment._adversary import strength
 from hf_transfer.errors import UserError
 
-ALIGNMENTS = ["cdan", "coral", "dann", "jdot", "mmd"]
+ALIGNMENTS = [
+    "cdan",
+    "coral",
+    "dann",
+    "jdot",
+    "mmd",
+]  # of features; udalm, which reads words, is in test_pretraining.py
 METHODS = ["adapter", "bitfit", "full", "ia3", "lora", "partial", "prompt"]
 
 
 def build(name, hidden=6, classes=3):
     module = alignment.load(name)
     torch.manual_seed(0)
-    return module.build(hidden, classes, module.Arguments())
+    return module.build(hidden, classes, module.Arguments(), None)
 
 
 def batch(seed, rows=12, shift=0.0, labels=True):
@@ -39,7 +45,7 @@ def batch(seed, rows=12, shift=0.0, labels=True):
 
 
 def test_all_alignments_are_found():
-    assert alignment.names() == ALIGNMENTS
+    assert alignment.names() == [*ALIGNMENTS, "udalm"]
     assert alignment_grid.METHODS == METHODS
 
 

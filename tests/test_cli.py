@@ -20,9 +20,10 @@ from hf_transfer.plugins import first_line, load_plugin, plugin_names
 from hf_transfer.texts import normalise
 
 PACKAGE = REPOSITORY / "hf_transfer"
-RECIPES = ["adapt_domain", "finetune", "quickstart", "self_train"]
+RECIPES = ["adapt_domain", "finetune", "pretrain_domain", "quickstart", "rewrite_source", "self_train"]
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
-ALIGNMENTS = ["cdan", "coral", "dann", "jdot", "mmd"]
+ALIGNMENTS = ["cdan", "coral", "dann", "jdot", "mmd", "udalm"]
+OBJECTIVES = ["clm", "mlm", "tsdae"]
 TASKS = ["text_classification"]
 DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
 SCORES = ["agreement", "entropy", "neighbourhood_density", "reverse_validation", "source_validation",
@@ -63,22 +64,24 @@ def test_list_names_everything(capsys):
         "recipes": RECIPES,
         "methods": METHODS,
         "alignments": ALIGNMENTS,
+        "objectives": OBJECTIVES,
         "tasks": TASKS,
         "diagnostics": DIAGNOSTICS,
         "label-free scores": SCORES,
     }
-    assert [len(lines) for lines in found.values()] == [4, 8, 5, 1, 7, 7]
+    assert [len(lines) for lines in found.values()] == [6, 8, 6, 3, 1, 7, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 32
+    assert len(set(descriptions)) == 38
 
 
 def test_list_is_what_can_be_loaded(capsys):
     found = listing(capsys)
-    for kind, package in (("methods", "methods"), ("alignments", "alignment"), ("tasks", "tasks"),
-                          ("diagnostics", "diagnostics"), ("label-free scores", "label_free")):  # fmt: skip
+    packages = {"alignments": "alignment", "label-free scores": "label_free"}
+    for kind in ("methods", "alignments", "objectives", "tasks", "diagnostics", "label-free scores"):
+        package = packages.get(kind, kind)
         folder = PACKAGE / package
         names = plugin_names([str(folder)])
         assert names == [name for name, _ in found[kind]]
@@ -144,8 +147,8 @@ def test_recipes_show_a_command_to_copy():
             for word in words:
                 if word.startswith("recipes/configs/"):
                     assert (REPOSITORY / word).is_file(), line
-        assert any("--output_dir" in line or "--config" in line for line in lines)
-    assert seen == 7
+        assert any("--output" in line or "--config" in line for line in lines)
+    assert seen == 10
 
 
 def test_recipe_flags_in_examples_exist():

@@ -1,8 +1,8 @@
 """What ties source to target while training: one file is one alignment, found by its name.
 
 An alignment module has a docstring (its line in `hf-transfer list`), a dataclass `Arguments` (its few flags) and
-`build(hidden, classes, args) -> nn.Module`, whose `forward(source: Batch, target: Batch, progress)` is a loss: least
-where both are distributed alike.
+`build(hidden, classes, args, setup) -> nn.Module`, whose `forward(source: Batch, target: Batch, progress)` is a loss:
+least where both are distributed alike, or what the target's own text teaches.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ class Batch:
         features: (rows, hidden) what the head's last linear layer reads, with gradients.
         logits: (rows, classes).
         labels: (rows,) class indices; None for the target, whose labels are never seen.
+        states: (rows, tokens, hidden) of the target's trunk, with gradients.
+        words: (rows, tokens) what was masked in the target's texts, -100 elsewhere; None where nothing was.
     """
 
     features: torch.Tensor
     logits: torch.Tensor
     labels: torch.Tensor | None
+    states: torch.Tensor | None = None
+    words: torch.Tensor | None = None
 
 
 def names() -> list[str]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_transfer.alignment import Batch
 from hf_transfer.alignment._adversary import Discriminator
+from hf_transfer.methods import Setup
 
 WIDEST = 4096  # outer products beyond this are projected at random, as in the paper
 
@@ -42,6 +43,6 @@ class Cdan(nn.Module):
         return self.discriminator(self.joint(source), self.joint(target), progress)
 
 
-def build(hidden: int, classes: int, args: Arguments) -> nn.Module:
+def build(hidden: int, classes: int, args: Arguments, setup: Setup) -> nn.Module:
     """Return a discriminator of features and classes."""
     return Cdan(hidden, classes)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hf_transfer.alignment import Batch
+from hf_transfer.methods import Setup
 
 
 @dataclass
@@ -30,6 +31,6 @@ def covariance(features: torch.Tensor) -> torch.Tensor:
     return centred.T @ centred / max(1, len(features) - 1)
 
 
-def build(hidden: int, classes: int, args: Arguments) -> nn.Module:
+def build(hidden: int, classes: int, args: Arguments, setup: Setup) -> nn.Module:
     """Return the loss; it has no weights."""
     return Coral()

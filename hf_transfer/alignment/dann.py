@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_transfer.alignment import Batch
 from hf_transfer.alignment._adversary import Discriminator
+from hf_transfer.methods import Setup
 
 
 @dataclass
@@ -28,6 +29,6 @@ class Dann(nn.Module):
         return self.discriminator(source.features, target.features, progress)
 
 
-def build(hidden: int, classes: int, args: Arguments) -> nn.Module:
+def build(hidden: int, classes: int, args: Arguments, setup: Setup) -> nn.Module:
     """Return a discriminator of features."""
     return Dann(hidden)

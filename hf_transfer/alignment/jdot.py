@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_transfer.alignment import Batch
 from hf_transfer.errors import UserError
+from hf_transfer.methods import Setup
 
 
 @dataclass
@@ -43,7 +44,7 @@ class JointDistributionTransport(nn.Module):
         return cost[rows, columns].mean()
 
 
-def build(hidden: int, classes: int, args: Arguments) -> nn.Module:
+def build(hidden: int, classes: int, args: Arguments, setup: Setup) -> nn.Module:
     """Return the loss; it has no weights.
 
     Raises:

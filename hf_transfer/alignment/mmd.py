@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hf_transfer.alignment import Batch
+from hf_transfer.methods import Setup
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the mean squared distance
 
@@ -30,6 +31,6 @@ class MaximumMeanDiscrepancy(nn.Module):
         return kernel[:m, :m].mean() + kernel[m:, m:].mean() - 2 * kernel[:m, m:].mean()
 
 
-def build(hidden: int, classes: int, args: Arguments) -> nn.Module:
+def build(hidden: int, classes: int, args: Arguments, setup: Setup) -> nn.Module:
     """Return the loss; it has no weights."""
     return MaximumMeanDiscrepancy()

@@ -32,7 +32,7 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     null, between = _distance(*halves), _distance(halves[0], theirs)
     unseen_null, unseen = _unseen(*halves), _unseen(halves[0], theirs)
     everything = [_count(side, np.arange(len(side.texts))) for side in (source, target)]
-    z = _log_odds(*everything)
+    z = log_odds(*everything)
     ranked = sorted(z, key=lambda word: z[word])
     pieces = [float(side.pieces.sum() / max(1, sum(map(len, map(words, side.texts))))) for side in (source, target)]
     apart = between > 1.2 * null + 0.005
@@ -93,7 +93,7 @@ def _unseen(known: Counter[str], other: Counter[str]) -> float:
     return sum(count for word, count in other.items() if word not in known) / max(1, other.total())
 
 
-def _log_odds(source: Counter[str], target: Counter[str]) -> dict[str, float]:
+def log_odds(source: Counter[str], target: Counter[str]) -> dict[str, float]:
     """Return a z-score a word, positive where the target uses it more."""
     both = source + target
     total = both.total()

@@ -61,6 +61,7 @@ class Prepared:
         lr_scale: parameter name -> factor on the learning rate; 1 where missing.
         choices: what the method decided by itself, for run.json.
         inputs: what the model is trained on, where that is not what the method was given.
+        headline: the validation score that chooses the checkpoint, where that is not the task's.
     """
 
     model: nn.Module
@@ -69,6 +70,7 @@ class Prepared:
     lr_scale: dict[str, float] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
     inputs: Setup | None = None
+    headline: str = ""
 
 
 def as_it_is(model: Any, tokenizer: Any) -> tuple[Any, Any]:
