@@ -115,7 +115,9 @@ def test_rows_shares_in_macro_f1_add_up_to_it(classes):
 def test_disagreement_is_counted():
     assert versus(*two(200, 14, 6)).disagreement == pytest.approx(0.1)
     one, other, labels = two(200, 14, 6)
-    assert versus(np.concatenate([one, other]), other, labels).disagreement == pytest.approx(0.05)
+    both = np.concatenate([one, other])
+    assert versus(both, other, labels).disagreement == pytest.approx(0.05)
+    assert versus(both, both[::-1], labels).disagreement == pytest.approx(0.05)  # of any seed with any other
 
 
 def test_detectable_differences_are_found_in_four_of_five_tests():
