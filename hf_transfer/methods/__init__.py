@@ -6,7 +6,7 @@ dataclass `Arguments` (its few flags) and `prepare(setup, args) -> Prepared`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ class Setup:
         seed: of everything random.
         fingerprint: of the data.
         quiet: no progress bars.
+        unlabeled: encoded rows of the target, where a method may look at them.
+        train_domains, validation_domains: each row's source, where a method may look at it.
     """
 
     loaded: Loaded
@@ -45,6 +47,9 @@ class Setup:
     seed: int
     fingerprint: str = ""
     quiet: bool = True
+    unlabeled: Dataset | None = None
+    train_domains: Sequence[str] = ()
+    validation_domains: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
