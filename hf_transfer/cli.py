@@ -326,6 +326,7 @@ def _list(arguments: argparse.Namespace) -> None:
         ("methods", package / "methods"),
         ("alignments", package / "alignment"),
         ("objectives", package / "objectives"),
+        ("feature maps", package / "feature_maps"),
         ("tasks", package / "tasks"),
         ("diagnostics", package / "diagnostics"),
         ("label-free scores", package / "label_free"),

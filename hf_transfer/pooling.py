@@ -19,7 +19,10 @@ from hf_transfer.features import TokenStates
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hf_transfer.feature_maps import Affine
+
 BATCH = 64
+POOLS = 4  # more bring nothing
 STEPS = (300, 3000)  # at least, at most; ten epochs in between
 TOKEN_DROPOUT = 0.3
 # outputs of the exported layer: logits times SCALE drown the residual; anchors of ANCHOR fix the LayerNorm's scale.
@@ -152,12 +155,47 @@ def pool_logits(model: AttentionPool, states: TokenStates, rows: np.ndarray) -> 
     return np.concatenate([model(batch, mask).numpy() for batch, mask, _ in states.batches(rows, BATCH)])
 
 
+def before(change: Affine, head: AttentionPool) -> AttentionPool:
+    """Return the head whose logits of token states are those that `head` gives to their images under `change`."""
+    matrix, shift = (torch.from_numpy(part).float() for part in (change.matrix, change.shift))
+    queries, weight, bias = _raw(head)  # shift adds the same to a query's scores of all tokens: softmax drops it
+    return _standardised(matrix @ queries, matrix @ weight, bias + (shift @ weight).sum(0), like=head)
+
+
+def mixture(heads: list[AttentionPool], shares: np.ndarray) -> AttentionPool:
+    """Return the head whose logits are the sum of those of `heads`, weighted by `shares`; the plain mean is shared."""
+    queries, weights, biases = zip(*map(_raw, heads), strict=True)
+    scaled = [share * weight for share, weight in zip(shares.tolist(), weights, strict=True)]
+    weight = torch.cat([*(one[:-1] for one in scaled), sum(one[-1:] for one in scaled)])
+    bias = sum(share * bias for share, bias in zip(shares.tolist(), biases, strict=True))
+    return _standardised(torch.cat(queries, dim=1), weight, bias, like=heads[0])
+
+
+@torch.no_grad()
+def _raw(head: AttentionPool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return queries (hidden, pools - 1), weight (pools, hidden, classes) and bias, for states as they are."""
+    weight = head.weight / head.std[:, None]
+    return head.queries / head.std[:, None], weight, head.bias - (head.mean @ weight).sum(0)
+
+
+def _standardised(
+    queries: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, like: AttentionPool
+) -> AttentionPool:
+    """Return the head of `_raw`'s parameters on states standardised as those of `like`: small numbers stay exact."""
+    head = AttentionPool(like.mean, like.std, len(bias), len(weight), 0, like.dtype)
+    with torch.no_grad():
+        head.queries.copy_(queries * like.std[:, None])
+        head.weight.copy_(weight * like.std[:, None])
+        head.bias.copy_(bias + (like.mean @ weight).sum(0))
+    return head.eval()
+
+
 def room_for(config: object, classes: int) -> int:
     """Return how many pools one attention layer of `config` can hold for `classes` logits; 0 if none."""
     heads, hidden = config.num_attention_heads, config.hidden_size  # type: ignore[attr-defined]
     if 2 * classes + 2 > hidden:
         return 0
-    return min(4, heads // -(-classes // (hidden // heads)))
+    return heads // -(-classes // (hidden // heads))
 
 
 # where each family keeps the parts of a post-LayerNorm layer, and its head on the first token

@@ -24,6 +24,7 @@ RECIPES = ["adapt_domain", "finetune", "pretrain_domain", "quickstart", "rewrite
 METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
 ALIGNMENTS = ["cdan", "coral", "dann", "jdot", "mmd", "udalm"]
 OBJECTIVES = ["clm", "mlm", "tsdae"]
+MAPS = ["coral", "moments", "subspace"]
 TASKS = ["text_classification"]
 DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
 SCORES = ["agreement", "entropy", "neighbourhood_density", "reverse_validation", "source_validation",
@@ -65,22 +66,23 @@ def test_list_names_everything(capsys):
         "methods": METHODS,
         "alignments": ALIGNMENTS,
         "objectives": OBJECTIVES,
+        "feature maps": MAPS,
         "tasks": TASKS,
         "diagnostics": DIAGNOSTICS,
         "label-free scores": SCORES,
     }
-    assert [len(lines) for lines in found.values()] == [6, 8, 6, 3, 1, 7, 7]
+    assert [len(lines) for lines in found.values()] == [6, 8, 6, 3, 3, 1, 7, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 38
+    assert len(set(descriptions)) == 41
 
 
 def test_list_is_what_can_be_loaded(capsys):
     found = listing(capsys)
-    packages = {"alignments": "alignment", "label-free scores": "label_free"}
-    for kind in ("methods", "alignments", "objectives", "tasks", "diagnostics", "label-free scores"):
+    packages = {"alignments": "alignment", "feature maps": "feature_maps", "label-free scores": "label_free"}
+    for kind in ("methods", "alignments", "objectives", "feature maps", "tasks", "diagnostics", "label-free scores"):
         package = packages.get(kind, kind)
         folder = PACKAGE / package
         names = plugin_names([str(folder)])
@@ -148,7 +150,7 @@ def test_recipes_show_a_command_to_copy():
                 if word.startswith("recipes/configs/"):
                     assert (REPOSITORY / word).is_file(), line
         assert any("--output" in line or "--config" in line for line in lines)
-    assert seen == 10
+    assert seen == 11
 
 
 def test_recipe_flags_in_examples_exist():

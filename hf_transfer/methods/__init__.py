@@ -6,7 +6,7 @@ dataclass `Arguments` (its few flags) and `prepare(setup, args) -> Prepared`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ class Setup:
         fingerprint: of the data.
         quiet: no progress bars.
         sample_weights: (training rows,) how much each counts, with mean 1, or None.
+        unlabeled: encoded rows of the target, where a method may look at them.
+        train_domains, validation_domains: each row's source, where a method may look at it.
     """
 
     loaded: Loaded
@@ -48,6 +50,9 @@ class Setup:
     fingerprint: str = ""
     quiet: bool = True
     sample_weights: np.ndarray | None = None
+    unlabeled: Dataset | None = None
+    train_domains: Sequence[str] = ()
+    validation_domains: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 Layer (by cross-validation on training rows) and regularisation (on validation rows) need no target label. The trunk is
 cut above the chosen layer, and the head becomes one more standard layer (see `pooling`), so the result is smaller than
-the model it came from.
+the model it came from. With unlabelled target rows the head can learn from source states that were brought to the
+target's (see `feature_maps`), and several sources can have a head each, mixed into one.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,11 +27,20 @@ from hf_transfer.features import (
 )
 from hf_transfer.methods import Prepared, Setup, as_it_is
 from hf_transfer.models import layers
+from hf_transfer.similarity import source_shares
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from datasets import Dataset
+
+    from hf_transfer.pooling import AttentionPool
 
 DEFAULTS: dict[str, Any] = {}
 # layers are compared on this many rows, by the beginning of each text, with heads trained for so many steps
 SUBSET, COMPARE_TOKENS, COMPARE_STEPS = 512, 128, 60
 WEIGHT_DECAYS = (0.5, 5.0)
+TARGET_ROWS = 2000  # unlabelled, at most: what a domain's states look like needs no more
 
 
 @dataclass
@@ -40,13 +50,21 @@ class Arguments:
     frozen_layer: int | None = field(
         default=None, metadata={"help": "Layer whose activations are used, 1 is the lowest; default: chosen."}
     )
+    feature_map: str | None = field(
+        default=None, metadata={"help": "How source activations are brought to the target's (hf-transfer list)."}
+    )
+    mixture_of_sources: bool = field(
+        default=False, metadata={"help": "Train a head for each source; the more a source is like the target, the more "
+                                 "its head counts."}
+    )  # fmt: skip
 
 
 def prepare(setup: Setup, args: Arguments) -> Prepared:
     """Train the head on cached activations and write it into the model; nothing is left for the Trainer.
 
     Raises:
-        UserError: a layer that the model does not have, or too little disk for the activations.
+        UserError: a layer that the model does not have, too little disk for the activations, or a map or mixture
+            without what it needs.
     """
     from hf_transfer import pooling
 
@@ -55,9 +73,11 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     if args.frozen_layer is not None and not 1 <= args.frozen_layer <= depth:
         raise UserError(f"--frozen_layer is {args.frozen_layer}; the model has layers 1 to {depth}.")
     classes = model.config.num_labels
+    target = _target_rows(setup, args)
     if model.config.model_type not in pooling.FAMILIES or not pooling.room_for(model.config, classes):
-        if args.frozen_layer is not None:
-            raise UserError(f"--frozen_layer has no meaning for {model.config.model_type} models: their head reads the "
+        if args.frozen_layer is not None or target is not None:
+            given = "--frozen_layer" if target is None else "a feature map or mixture"
+            raise UserError(f"{given} has no meaning for {model.config.model_type} models: their head reads the "
                             "last layer; leave it out.")  # fmt: skip
         return _probe_own_pooling(setup)
     if not fits_on_disk(model, setup.train):
@@ -73,39 +93,8 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         if layer is None:
             layer, by_layer = from_first_process(_choose_layer(setup, trunk, labels, bar))
         cut(trunk, layer)
-        bar.set_description("encode")
-        bar.reset(total=len(setup.train))
-        states = token_states(trunk, setup.train, setup.collator, bar)
-        options = {
-            "classes": classes,
-            "pools": pooling.room_for(model.config, classes),
-            "class_weights": setup.class_weights,
-            "sample_weights": setup.sample_weights,
-            "seed": setup.seed,
-            "dtype": _fast(setup),
-        }
-        everything = np.arange(len(labels))
-        if len(setup.validation):
-            fitted = everything
-            held_out = token_states(trunk, setup.validation, setup.collator)
-            held_out_labels = np.array(setup.validation["labels"][:])
-            tested = np.arange(len(held_out.order))
-        else:
-            held_out, held_out_labels = states, labels
-            fold = np.random.default_rng(setup.seed).permutation(len(labels))
-            fitted, tested = fold[len(fold) // 5 :], fold[: len(fold) // 5]
-        bar.set_description("head")
-        parts = [fitted] if fitted is everything else [fitted, everything]
-        arms = [(rows, decay) for rows in parts for decay in WEIGHT_DECAYS]
-        heads = pooling.fit_pools(
-            states, labels, [rows for rows, _ in arms], weight_decays=[decay for _, decay in arms], **options
-        )
-        scores = {}
-        for decay, tried in zip(WEIGHT_DECAYS, heads, strict=False):
-            logits = pooling.pool_logits(tried, held_out, tested)
-            scores[decay] = _cross_entropy(logits, held_out_labels[held_out.order[np.sort(tested)]])
-        best = from_first_process(min(scores, key=lambda decay: scores[decay]))
-        head = heads[-len(WEIGHT_DECAYS) :][WEIGHT_DECAYS.index(best)]  # of all rows
+        bar.reset(total=len(setup.train) + (0 if target is None else len(target)))
+        head, choices = _train_heads(setup, args, trunk, target, bar)
     cut(model, min(layer + 1, depth))
     if layer == depth:
         stack = layers(model)
@@ -115,12 +104,134 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     model.requires_grad_(False)
     choices = {
         "layer": layer,
-        "weight_decay": best,
         "head_parameters": sum(p.numel() for p in head.parameters()),
-        "validation_loss": {str(decay): round(score, 4) for decay, score in scores.items()},
         "validation_accuracy_by_layer": by_layer,
+        **choices,
     }
     return Prepared(model, as_it_is, choices=choices)
+
+
+def _target_rows(setup: Setup, args: Arguments) -> Dataset | None:
+    """Return the unlabelled rows that the target is known by, or None where nobody asks for them."""
+    if args.feature_map is None and not args.mixture_of_sources:
+        return None
+    flag = "--mixture_of_sources"
+    if args.feature_map is not None:
+        from hf_transfer import feature_maps
+
+        feature_maps.load(args.feature_map)  # before anything is encoded
+        flag = "--feature_map"
+    if setup.unlabeled is None:
+        raise UserError(f"{flag} needs the target's unlabelled texts; use recipe adapt_domain with --target_unlabeled.")
+    if args.mixture_of_sources and len(set(setup.train_domains)) < 2:
+        raise UserError(f"--mixture_of_sources needs two sources or more, got {', '.join(set(setup.train_domains))}; "
+                        "name more after --source, or leave it out.")  # fmt: skip
+    picked = np.random.default_rng(setup.seed).permutation(len(setup.unlabeled))[:TARGET_ROWS]
+    return setup.unlabeled.select(np.sort(picked))
+
+
+def _train_heads(
+    setup: Setup, args: Arguments, trunk: Any, target: Dataset | None, bar: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Return one head, of all sources or mixed of those of each, and what was decided for it."""
+    from hf_transfer import feature_maps, pooling
+
+    parts = _by_source(setup) if args.mixture_of_sources else {"all": setup}
+    room = pooling.room_for(trunk.config, setup.loaded.model.config.num_labels)
+    pools = min(pooling.POOLS, 1 + (room - 1) // len(parts))  # heads that are mixed share the plain mean
+    seen = None if target is None else feature_maps.row_means(token_states(trunk, target, setup.collator, bar))
+    heads, notes, means = [], [], []
+    for part in parts.values():
+        bar.set_description("encode")
+        states = token_states(trunk, part.train, setup.collator, bar)
+        held_out = token_states(trunk, part.validation, setup.collator) if len(part.validation) else None
+        change = None
+        if seen is not None:
+            means.append(feature_maps.row_means(states))
+        if args.feature_map:
+            change = feature_maps.load(args.feature_map).fit(means[-1], seen)
+            states = feature_maps.mapped(states, change.source)
+            held_out = feature_maps.mapped(held_out, change.source) if held_out else None
+        bar.set_description("head")
+        head, note = _fit_head(part, states, held_out, pools)
+        heads.append(head if change is None or change.target is None else pooling.before(change.target, head))
+        notes.append(note)
+    if seen is None or not args.mixture_of_sources:
+        return heads[0], notes[0]
+    shares = source_shares(means, seen)
+    for note, share in zip(notes, shares.tolist(), strict=True):
+        note["share"] = round(share, 4)
+    return pooling.mixture(heads, shares), {"sources": dict(zip(parts, notes, strict=True))}
+
+
+def _by_source(setup: Setup) -> dict[str, Setup]:
+    """Return a setup for each source, by its name.
+
+    Raises:
+        UserError: a source without rows of some label.
+    """
+
+    def of(name: str, rows: Dataset, domains: Sequence[str]) -> Dataset:
+        return rows.select([i for i, domain in enumerate(domains) if domain == name])
+
+    parts = {
+        name: replace(
+            setup,
+            train=of(name, setup.train, setup.train_domains),
+            validation=of(name, setup.validation, setup.validation_domains),
+        )
+        for name in sorted(set(setup.train_domains))
+    }
+    for name, part in parts.items():
+        if len(set(part.train["labels"][:])) < setup.loaded.model.config.num_labels:
+            raise UserError(f"--mixture_of_sources trains a head on each source, but {name} has not every label; leave "
+                            "that source or the mixture out.")  # fmt: skip
+    return parts
+
+
+def _fit_head(
+    setup: Setup, states: TokenStates, held_out: TokenStates | None, pools: int
+) -> tuple[AttentionPool, dict[str, Any]]:
+    """Train a head on all rows of `states`, with the regularisation that serves other rows best, and say which.
+
+    Args:
+        setup: what the rows are.
+        states: of its training rows.
+        held_out: of its validation rows; without any, a fifth of the training rows are held out for a while.
+        pools: how many the head has.
+    """
+    from hf_transfer import pooling
+
+    labels = np.array(setup.train["labels"][:])
+    fitted = everything = np.arange(len(labels))
+    if held_out is not None:
+        held_out_labels = np.array(setup.validation["labels"][:])
+        tested = np.arange(len(held_out.order))
+    else:
+        held_out, held_out_labels = states, labels
+        fold = np.random.default_rng(setup.seed).permutation(len(labels))
+        fitted, tested = fold[len(fold) // 5 :], fold[: len(fold) // 5]
+    parts = [fitted] if fitted is everything else [fitted, everything]
+    arms = [(rows, decay) for rows in parts for decay in WEIGHT_DECAYS]
+    heads = pooling.fit_pools(
+        states,
+        labels,
+        [rows for rows, _ in arms],
+        classes=setup.loaded.model.config.num_labels,
+        pools=pools,
+        weight_decays=[decay for _, decay in arms],
+        class_weights=setup.class_weights,
+        sample_weights=setup.sample_weights,
+        seed=setup.seed,
+        dtype=_fast(setup),
+    )
+    scores = {}
+    for decay, tried in zip(WEIGHT_DECAYS, heads, strict=False):
+        logits = pooling.pool_logits(tried, held_out, tested)
+        scores[decay] = _cross_entropy(logits, held_out_labels[held_out.order[np.sort(tested)]])
+    best = from_first_process(min(scores, key=lambda decay: scores[decay]))
+    head = heads[-len(WEIGHT_DECAYS) :][WEIGHT_DECAYS.index(best)]  # of all rows
+    return head, {"weight_decay": best, "validation_loss": {str(d): round(score, 4) for d, score in scores.items()}}
 
 
 def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tuple[int, dict[str, float]]:
@@ -159,7 +270,6 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
             seed=setup.seed,
             dtype=_fast(setup),
             steps=COMPARE_STEPS,
-            sample_weights=None if setup.sample_weights is None else setup.sample_weights[picked],
         )
         right = []
         for head, tested in zip(heads, folds, strict=True):
@@ -218,7 +328,7 @@ def _probe_own_pooling(setup: Setup) -> Prepared:
         use_legacy_attributes=False,
         l1_ratios=(0.0,),
         scoring="neg_log_loss",
-    ).fit(features, np.array(setup.train["labels"][:]), setup.sample_weights)
+    ).fit(features, np.array(setup.train["labels"][:]))
     coefficients, intercept = torch.from_numpy(probe.coef_), torch.from_numpy(np.atleast_1d(probe.intercept_))
     if classes == 2:
         coefficients, intercept = torch.cat([-coefficients, coefficients]) / 2, torch.cat([-intercept, intercept]) / 2
