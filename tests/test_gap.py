@@ -176,9 +176,9 @@ def test_word_distances():
     entropy = lambda x: -sum(v * np.log2(v) for v in x if v)  # noqa: E731
     assert vocabulary._distance(here, there) == pytest.approx(entropy(m) - (entropy(p) + entropy(q)) / 2)
     assert vocabulary._unseen(here, there) == 0.5
-    z = vocabulary._log_odds(here, there)
+    z = vocabulary.log_odds(here, there)
     assert z["d"] > 0 > z["b"]
-    turned = vocabulary._log_odds(there, here)
+    turned = vocabulary.log_odds(there, here)
     assert all(turned[word] == pytest.approx(-score) for word, score in z.items())
 
 
