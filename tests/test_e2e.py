@@ -67,7 +67,7 @@ def test_runs_name_the_public_model_not_a_folder(quickstart):
 
 def test_plain_pipeline_reads_the_real_tokenizer_and_model(recipe, tmp_path):
     """Of every way of saving, by one process that has nothing of ours."""
-    methods, corpus = ["frozen", "prompt", "adapter"], conftest.CORPUS
+    methods, corpus = ["frozen", "prompt"], conftest.CORPUS
     for method in methods:
         more = ["--frozen_layer", "3"] if method == "frozen" else ["--max_steps", "3"]
         recipe(["--method", method, "--source", str(corpus / "hotels.labeled.jsonl"), "--target",
