@@ -35,9 +35,12 @@ PAIRS = {
 ADAPTATIONS = {
     "self_train": ("self_train", ["--teachers", "{full}", "{frozen}", "--num_train_epochs", "2"]),
     "self_train_alone": ("self_train", ["--teachers", "{own}", "--num_train_epochs", "2"]),
-    **{name: ("adapt_domain", ["--alignment", name]) for name in ("coral", "mmd", "dann", "cdan")},
+    **{name: ("adapt_domain", ["--alignment", name]) for name in ("coral", "mmd", "dann", "cdan", "jdot")},
+    **{name: ("adapt_domain", ["--alignment", "none", "--source_weights", name]) for name in ("importance", "nearest")},
+    **{f"map_{name}": ("adapt_domain", ["--feature_map", name]) for name in ("coral", "moments", "subspace")},
+    "mixture": ("adapt_domain", ["--mixture_of_sources"]),
 }
-DRAWS = 2000
+DRAWS, ROWS = 2000, 2000
 
 
 def main() -> None:
@@ -63,13 +66,17 @@ def measure(arm: str, source: str, target: str, seed: int, arguments: argparse.N
     from hf_transfer.predict import predict_rows
     from hf_transfer.results import load_run
 
-    labelled = file(target, "labeled", arguments)
     folder = (adapted if "+" in arm else alone)(arm, source, target, seed, arguments)
-    scored = folder / f"scored-{target}.parquet"
-    if not scored.is_file():
-        predict_rows(str(folder), labelled, str(scored))
-    frame = pd.read_parquet(scored)
-    right = (frame["prediction"].astype(int) == frame["label"]).to_numpy()
+    if load_run(folder).data["target"] == target:
+        frame = pd.read_parquet(folder / "predictions.parquet")
+        frame = frame[frame["set"] == "target_test"].sort_values("row")
+    else:  # trained beside another target, of which it saw nothing
+        scored = folder / f"scored-{target}.parquet"
+        if not scored.is_file():
+            predict_rows(str(folder), file(target, "labeled", arguments), str(scored))
+        frame = pd.read_parquet(scored)
+    assert len(frame) == ROWS
+    right = (frame["prediction"].astype(int) == frame["label"].astype(int)).to_numpy()
     seconds = load_run(folder).seconds
     spent = sum(value for stage, value in seconds.items() if stage in ("prepare", "train", "label the target"))
     print(f"{arm:24} {source:>12} -> {target:12} {100 * right.mean():5.1f} %  {spent:5.0f} s", flush=True)
@@ -90,9 +97,9 @@ def adapted(arm: str, source: str, target: str, seed: int, arguments: argparse.N
     recipe, flags = ADAPTATIONS[adaptation]
     names = {name: method if name == "own" else name for name in ("full", "frozen", "own") if f"{{{name}}}" in flags}
     known = {f"{{{name}}}": str(alone(which, source, target, seed, arguments)) for name, which in names.items()}
-    flags = [
-        known.get(flag, flag) for flag in flags if not (method == "frozen" and flag in ("--num_train_epochs", "2"))
-    ]
+    if method == "frozen" and "--num_train_epochs" in flags:  # it has none
+        flags = flags[: flags.index("--num_train_epochs")]
+    flags = [known.get(flag, flag) for flag in flags]
     folder = Path(arguments.work) / f"{arm}-{source}-{target}-seed{seed}"
     flags += ["--target_unlabeled", str(pool(target, arguments))]
     return run(recipe, method, source, target, seed, folder, flags, arguments)
