@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from torch.nn import functional
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, TrainerCallback, pipeline
 
 from hf_transfer import alignment, objectives, tasks
 from hf_transfer.aligned import PREFIX, Aligned, MixedLoss, PairCollator, align
@@ -35,6 +35,7 @@ from hf_transfer.pretraining import (
 )
 from hf_transfer.rewriting import own_words, places, rewrite
 from hf_transfer.tasks.text_classification import encode
+from hf_transfer.training import fit
 
 
 def make_model(folder, kind="bert"):
@@ -134,9 +135,11 @@ def test_masks_are_drawn_anew_and_never_on_special_tokens(masking):
         hidden = batch["input_ids"][batch["scored"]] == tokenizer.mask_token_id
         assert hidden.float().mean() == pytest.approx(0.8, abs=0.05)
     assert not torch.equal(first["scored"], second["scored"])
-    state = torch.random.get_rng_state()
-    held_out = [hidden_once(rows, mlm.hide(tokenizer), seed=5) for _ in range(2)]
-    assert torch.equal(state, torch.random.get_rng_state())
+    held_out = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        held_out.append(hidden_once(rows, mlm.hide(tokenizer), seed=5))
+        assert torch.initial_seed() == state, "the training draws as if nothing had been held out"
     assert held_out[0]["labels"][:] == held_out[1]["labels"][:]
     batch = collate([held_out[0][i] for i in range(8)])
     assert torch.equal(batch["labels"], collate([held_out[0][i] for i in range(8)])["labels"]), "masked no second time"
@@ -430,6 +433,19 @@ def test_target_rows_teach_the_trunk_by_their_words_alone(dapt):
     loss.backward()
     torch.testing.assert_close(aligned.penalty, loss.item())
     torch.testing.assert_close(joint, reference.bert.encoder.layer[0].output.dense.weight.grad)
+    embeddings = aligned.model.bert.embeddings.word_embeddings.weight
+    assert embeddings is aligned.alignment.head.get_output_embeddings().weight
+    torch.testing.assert_close(embeddings.grad, reference.bert.embeddings.word_embeddings.weight.grad)
+
+
+def test_learned_tokens_before_a_text_are_passed_over(dapt):
+    loss = udalm_on(dapt[0])[0].model.alignment.eval()
+    words, states = torch.tensor([[NOTHING, 30, NOTHING, 40]]), torch.randn(1, 4, 32)
+    with torch.no_grad():
+        plain, count = loss.total(states, words)
+        behind, _ = loss.total(torch.cat([torch.randn(1, 3, 32), states], 1), words)
+    assert count == 2
+    torch.testing.assert_close(plain, behind)
 
 
 def test_labels_of_target_rows_are_never_read(dapt):
@@ -449,9 +465,27 @@ def test_labels_of_target_rows_are_never_read(dapt):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_checkpoint_is_chosen_by_both_losses(dapt):
+class Best(TrainerCallback):
+    """Remember by which value the Trainer chose."""
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.value = state.best_metric
+
+
+def test_the_checkpoint_is_chosen_by_both_losses(dapt, tmp_path):
+    prepared, setup = udalm_on(dapt[0])
+    best = Best()
+    prepared.callbacks.append(best)
+    argv = ["--source", "x.csv", "--output_dir", str(tmp_path), "--quiet", "--precision", "fp32"]
+    arguments = parse([*argv, "--num_train_epochs", "2", "--max_length", "40"])
+    fit(prepared, setup, tasks.load("text_classification"), arguments, tmp_path / "partial")
+    measured = prepared.choices["mixed_losses"]
+    assert len(measured) == 2
+    assert best.value == pytest.approx(min(map(sum, measured)))
+
+
+def test_the_mixed_loss_is_that_of_held_out_words(dapt):
     prepared, _ = udalm_on(dapt[0])
-    assert prepared.headline == "mixed_loss"
     (mixed,) = [one for one in prepared.callbacks if isinstance(one, MixedLoss)]
     trained = set(map(tuple, prepared.inputs.collator.target["input_ids"][:]))
     assert len(mixed.rows) == 4
@@ -517,6 +551,9 @@ def test_only_the_sources_own_words_give_way(dapt):
     assert found == ["hotel", "room", "staff", "hotel"], "no more than 30 % of 16 words, the most typical ones"
     assert not places("It wasn't what we had seen.", {"t": 9.0}), "half a word is none"
     loaded = load_pretrained(str(dapt[0]), "main", mlm.AUTO_MODEL, 0)
+    likeliest = loaded.tokenizer.convert_tokens_to_ids(["hotel", "staff", ".", "[UNK]", "[SEP]"])
+    with torch.no_grad():
+        loaded.model.get_output_embeddings().bias[likeliest] += 1000
     new = rewrite([text, "Nothing of the kind.", ""], {"hotel": 9.0, "staff": 7.0}, loaded)
     assert new[1:] == ["Nothing of the kind.", ""]
     before, after = text.split(), new[0].split()
