@@ -118,7 +118,10 @@ def no_better_than_chance(known: HeldOut) -> str:
 
 
 def mean_ranks(scores: dict[str, list[Score]], inside: list[bool]) -> list[float | None]:
-    """Return the mean rank over those RULE scores that every run `inside` has; 1 is best, equal scores share a rank."""
+    """Return the mean rank over those RULE scores that every run `inside` has; 1 is best, equal ones share it.
+
+    In all of RULE higher is better.
+    """
     from scipy.stats import rankdata
 
     places = np.flatnonzero(inside)
@@ -126,8 +129,7 @@ def mean_ranks(scores: dict[str, list[Score]], inside: list[bool]) -> list[float
     for name in RULE:
         values = [scores[name][i].value for i in places]
         if None not in values:
-            sign = -1 if label_free.load(name).HIGHER else 1
-            votes.append(rankdata([sign * value for value in values if value is not None]))
+            votes.append(rankdata([-value for value in values if value is not None]))
     means = dict(zip(places.tolist(), np.mean(votes, axis=0).tolist() if votes else [], strict=False))
     return [means.get(i) for i in range(len(inside))]
 

@@ -32,6 +32,7 @@ def test_all_scores_are_found():
     assert [module.PERCENT for module in modules] == [
         name not in ("entropy", "neighbourhood_density") for name in NAMES
     ]
+    assert all(label_free.load(name).HIGHER for name in judging.RULE)
     assert set(judging.RULE) == {name for name in NAMES if label_free.load(name).PERCENT}
     with pytest.raises(UserError, match="did you mean 'entropy'"):
         label_free.load("entropi")
@@ -125,6 +126,8 @@ def test_thresholded_confidence_is_its_definition():
     candidate = Candidate(pool, ("",) * 80, HeldOut(known, labels), np.empty((0, 80)))
     measure = label_free.load("thresholded_confidence").measure
     assert measure(candidate, 0).value == np.mean(score(pool) >= threshold)
+    same = Candidate(known, ("",) * 60, HeldOut(known, labels), np.empty((0, 60)))
+    assert measure(same, 0).value == 1 - error, "of the source it is the accuracy itself"
     for labels, expected in ((known.argmax(1), np.mean(score(pool) >= score(known).min())), (known.argmin(1), 0.0)):
         candidate = Candidate(pool, ("",) * 80, HeldOut(known, labels), np.empty((0, 80)))
         assert measure(candidate, 0).value == expected
