@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 
 from hf_transfer.feature_maps import Affine, FeatureMap
 
-DIMENSIONS = 128  # at most
+DIMENSIONS = 256  # at most; with 128 logistic regression fits books 4 points worse, with 256 one point
 
 
 def fit(source: np.ndarray, target: np.ndarray) -> FeatureMap:
