@@ -41,6 +41,9 @@ class DataArguments:
     target_shots: str = field(
         default="0", metadata={"help": "Target labels per class that training may see: 0, a number, or 'all'."}
     )
+    target_only: bool = field(
+        default=False, metadata={"help": "Train on the target's labels alone: what the source has to add to."}
+    )
     text_column: str | None = field(default=None, metadata={"help": "Column with the text; guessed when obvious."})
     label_column: str | None = field(default=None, metadata={"help": "Column with the label; guessed when obvious."})
     domain_column: str | None = field(
@@ -52,6 +55,9 @@ class DataArguments:
     )
     test_fraction: float = field(
         default=0.2, metadata={"help": "Share of a domain held out for testing where training uses it; 0 for none."}
+    )
+    split_seed: int | None = field(
+        default=None, metadata={"help": "Seed of the splits, where runs of several seeds share them; default: --seed."}
     )
     max_length: int = field(default=256, metadata={"help": "Longest text in tokens; the rest is cut and counted."})
     max_rows: int | None = field(default=None, metadata={"help": "Read at most this many rows a file (a quick try)."})
@@ -324,6 +330,8 @@ def _check(arguments: Arguments) -> None:
 def _check_splits(data: DataArguments) -> None:
     if not (data.target_shots == "all" or data.target_shots.isdecimal()):
         raise UserError(f"--target_shots is '{data.target_shots}'; use 0, a whole number per class, or 'all'.")
+    if data.target_only and (data.target is None or data.target_shots == "0"):
+        raise UserError("--target_only needs target labels to train on; give --target, and --target_shots above 0.")
     _check_share("test_fraction", data.test_fraction)
     if data.validation_fraction + data.test_fraction > 0.9:
         raise UserError(

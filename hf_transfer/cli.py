@@ -18,6 +18,7 @@ EXAMPLES = """\
 examples:
   hf-transfer quickstart --output_dir runs/quickstart
   hf-transfer gap --source books.csv --target kitchen.csv
+  hf-transfer compare --source books.csv --target kitchen.csv --budget 10m --output_dir runs/verdict
   hf-transfer rank --models bert-base-uncased ./my-encoder --source books.csv
   hf-transfer run finetune --method lora --source books.csv --target kitchen.csv --output_dir runs/lora
   hf-transfer run --num_processes 2 finetune --config recipes/configs/amazon_lora.yaml --output_dir runs/lora
@@ -107,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
         looking.add_argument("--output_dir", help="folder for the report, also as JSON; default: print it only")
         looking.add_argument("--seed", type=int, default=0, help="of samples and tests (default: %(default)s)")
         looking.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    compare = commands.add_parser("compare", add_help=False, prefix_chars="\0", help="which adaptation is best for "
+                                  "your data, within a time, and did transfer help at all")  # fmt: skip
+    compare.add_argument("flags", nargs="*")  # all words, which are those of a recipe and its own few
+    compare.set_defaults(action=_compare)
 
     run = commands.add_parser("run", help="run a recipe by name", description="Run a recipe by name; its own flags "
                               "follow (hf-transfer run finetune --help).")  # fmt: skip
@@ -215,6 +221,12 @@ def _choose(arguments: argparse.Namespace) -> None:
 
 def _looking(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("text_column", "label_column", "output_dir", "seed", "quiet")}
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from hf_transfer.compare import compare
+
+    compare(arguments.flags)
 
 
 def _run(arguments: argparse.Namespace) -> None:

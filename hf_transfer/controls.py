@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from hf_transfer.features import cache_folder, cache_key, table_key
+from hf_transfer.results import write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -14,6 +19,7 @@ if TYPE_CHECKING:
     from hf_transfer.resources import Meter
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
+KINDS = ("majority", "tfidf")
 SETS = ("source_test", "target_test")
 TEST_BATCH = 10_000
 TFIDF_ROWS = 50_000  # of the training rows at most: on more it would take longer than the model, and gigabytes
@@ -42,18 +48,33 @@ class Control:
 def run_controls(domains: Domains, class_weights: list[float] | None, seed: int, meter: Meter) -> dict[str, Control]:
     """Train the controls on the training rows and apply them to the test sets, before any model is loaded.
 
+    Runs on the same rows share them: their outputs are kept in the cache, with what they cost.
+
     Args:
         domains: the rows.
         class_weights: one weight a label, or None.
         seed: of the solver.
         meter: of the run; gets the stages `majority` and `tfidf`.
     """
+    from safetensors import safe_open
+    from safetensors.numpy import save
+
     sets = {name: rows for name in SETS if len(rows := getattr(domains, name))}
+    used = [table_key(rows, ["text", "label"]) for rows in (domains.train, *sets.values())]
+    key = cache_key("controls", used, list(sets), class_weights, seed, importlib.metadata.version("scikit-learn"))
+    file = cache_folder() / f"controls-{key}.safetensors"
+    if file.is_file():
+        with safe_open(file, framework="np") as kept:
+            return {name: Control(logits={which: kept.get_tensor(f"{name} {which}") for which in sets},
+                                  **json.loads(kept.metadata()[name])) for name in KINDS}  # fmt: skip
     out = {}
-    for name, train in (("majority", _majority), ("tfidf", _tfidf)):
+    for name, train in zip(KINDS, (_majority, _tfidf), strict=True):
         with meter.stage(name):
             words, logits, parameters = train(domains, sets, class_weights, seed)
         out[name] = Control(words, logits, meter.seconds[name], parameters, meter.peak_memory // 2**20)
+    arrays = {f"{name} {which}": values for name, control in out.items() for which, values in control.logits.items()}
+    costs = {name: {k: v for k, v in vars(control).items() if k != "logits"} for name, control in out.items()}
+    write_atomically(file, save(arrays, {name: json.dumps(cost) for name, cost in costs.items()}))
     return out
 
 

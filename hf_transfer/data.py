@@ -78,12 +78,15 @@ class Domains:
 def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
     """Read, check, align and split the domains that `args` names; without `quiet`, a bar shows what takes long.
 
+    `seed` is that of the splits where `args` does not name another.
+
     Raises:
         DataError: every problem found, listed at once.
     """
     problems: list[str] = []
     notes: list[str] = []
     texts: list[Dataset] = []
+    seed = seed if args.split_seed is None else args.split_seed
     columns: dict[str, Any] = {"text_column": args.text_column, "label_column": args.label_column,
                                "max_rows": args.max_rows, "quiet": quiet}  # fmt: skip
 
@@ -147,6 +150,9 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
         problems.append(f"{own} of {len(source)} source rows are also target test rows; source and target must differ.")
     else:
         labelled, is_target = labelled[~strays], is_target[~strays]
+    if args.target_only:
+        used = is_target | (labelled["split"] == "test")
+        labelled, is_target = labelled[used], is_target[used]
     _check_labels(labelled[labelled["split"] == "train"], label_names, problems)
     if len(target) and not test_keys:
         problems.append(f"target {target_name}: no test rows are left; lower --target_shots or give more rows.")

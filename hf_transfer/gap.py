@@ -11,7 +11,7 @@ from hf_transfer import diagnostics
 from hf_transfer.diagnostics import Finding, Side
 from hf_transfer.errors import UserError
 from hf_transfer.results import write_atomically
-from hf_transfer.samples import out_folder, read_domain, sides
+from hf_transfer.samples import ROWS, out_folder, read_domain, sides
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +28,7 @@ def domain_gap(
     label_column: str | None = None,
     output_dir: str | None = None,
     seed: int = 0,
+    most: int = ROWS,
     quiet: bool = False,
 ) -> str:
     """Measure everything in `diagnostics/` and return the report, also written as Markdown, JSON and PNG if asked for.
@@ -40,6 +41,7 @@ def domain_gap(
         label_column: likewise.
         output_dir: where gap.md, gap.json and gap.png go.
         seed: of the samples and tests.
+        most: rows of a domain that the model reads.
         quiet: no progress bars.
 
     Raises:
@@ -52,7 +54,8 @@ def domain_gap(
 
     Console(quiet=quiet)
     folder = out_folder(output_dir)
-    options: dict[str, Any] = {"text_column": text_column, "label_column": label_column, "seed": seed, "quiet": quiet}
+    options: dict[str, Any] = {"text_column": text_column, "label_column": label_column, "seed": seed, "most": most,
+                               "quiet": quiet}  # fmt: skip
     domains = [read_domain(spec, labelled=False, **options) for spec in (source, target)]
     for domain in domains:
         if len(domain.drawn) < FEWEST:

@@ -49,8 +49,10 @@ class Meter:
         import psutil
 
         process = psutil.Process()
-        while not self._stop.wait(INTERVAL):
+        while True:
             self.peak_memory = max(self.peak_memory, process.memory_info().rss)
+            if self._stop.wait(INTERVAL):
+                return
 
 
 def hardware() -> str:

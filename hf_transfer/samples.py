@@ -27,7 +27,7 @@ class Domain:
 
     Attributes:
         table: all rows.
-        drawn: positions in `table.rows` of the sample, at most ROWS.
+        drawn: positions in `table.rows` of the sample.
         notes: what the user should know, one line each.
     """
 
@@ -48,7 +48,14 @@ class Domain:
 
 
 def read_domain(
-    spec: str, *, text_column: str | None, label_column: str | None, seed: int, labelled: bool, quiet: bool
+    spec: str,
+    *,
+    text_column: str | None,
+    label_column: str | None,
+    seed: int,
+    labelled: bool,
+    quiet: bool,
+    most: int = ROWS,
 ) -> Domain:
     """Read a table and draw a sample.
 
@@ -59,6 +66,7 @@ def read_domain(
         seed: of the sample.
         labelled: whether labels are needed; else they are used where they can be read.
         quiet: no progress bar.
+        most: rows of the sample.
 
     Raises:
         UserError: it can't be read.
@@ -72,7 +80,7 @@ def read_domain(
             raise
         table = read_table(spec, labelled=False, **options)
         notes = [*table.notes, f"read without labels ({str(error).splitlines()[0]})"]
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(table.rows))[:ROWS])
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(table.rows))[:most])
     return Domain(table, drawn, [f"{table.name}: {note}" for note in notes])
 
 
@@ -89,6 +97,7 @@ def sides(domains: list[Domain], loaded: Loaded, *, quiet: bool) -> list[Side]:
     from hf_transfer import tasks
     from hf_transfer.arguments import best_precision
     from hf_transfer.features import frozen_copy, pooled_states
+    from hf_transfer.models import longest_input
 
     task = tasks.load("text_classification")
     trunk = frozen_copy(loaded.model, best_precision())
@@ -98,7 +107,7 @@ def sides(domains: list[Domain], loaded: Loaded, *, quiet: bool) -> list[Side]:
     with tqdm(desc="encode", total=total, unit="text", disable=quiet, leave=False) as bar:
         for domain in domains:
             texts = domain.rows["text"][:]
-            encoded, _ = task.encode(loaded.tokenizer, domain.rows, MAX_LENGTH)
+            encoded, _ = task.encode(loaded.tokenizer, domain.rows, min(MAX_LENGTH, longest_input(loaded)))
             whole = loaded.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
             states = pooled_states(trunk, encoded, collator, bar)
             pieces = np.array([len(ids) for ids in whole])

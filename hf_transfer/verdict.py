@@ -37,7 +37,7 @@ class Candidate:
             about that one model, not about all that another seed might have given.
         seconds: what it cost.
         megabytes: its size, which decides between equal seconds.
-        control: whether arms have to beat it.
+        control: whether arms have to beat it, and it may be recommended where none does.
     """
 
     name: str
@@ -128,22 +128,27 @@ class Part:
     difference: Effect
 
 
-def judge(candidates: list[Candidate], labels: np.ndarray) -> Verdict:
+def judge(candidates: list[Candidate], labels: np.ndarray, against: dict[str, list[str]] | None = None) -> Verdict:
     """Compare every arm with every control and recommend one.
 
     Args:
         candidates: at least one arm and one control.
         labels: (rows,) class indices.
+        against: arm -> the controls that it has to beat; all of them by default. A control may be an arm as well: how
+            training on the source does is a question of its own, and what an adaptation is measured by.
 
     Raises:
         ValueError: arms or controls are missing.
     """
-    arms, controls = ([one for one in candidates if one.control is which] for which in (False, True))
-    if not arms or not controls:
-        raise ValueError(f"a verdict needs arms and controls, got {len(arms)} and {len(controls)}")
+    by_name = {one.name: one for one in candidates}
+    controls = [one for one in candidates if one.control]
+    if against is None:
+        against = {one.name: [other.name for other in controls] for one in candidates if not one.control}
+    pairs = [(arm, control) for arm, wanted in against.items() for control in wanted]
+    if not pairs:
+        raise ValueError(f"a verdict needs arms and controls, got {len(against)} and {len(controls)}")
     right = _scores({one.name: (one.predictions == labels).astype(float) for one in candidates})
     f1 = _scores({one.name: _f1_shares(one.predictions, labels) for one in candidates})
-    pairs = [(arm.name, control.name) for arm in arms for control in controls]
     comparisons = []
     for (arm, control), effect in zip(pairs, _effects([right.minus(*pair) for pair in pairs], HELP), strict=True):
         f1_difference = f1.minus(arm, control)
@@ -154,7 +159,7 @@ def judge(candidates: list[Candidate], labels: np.ndarray) -> Verdict:
             float((one * (1 - other) + other * (1 - one)).mean()),
         ))  # fmt: skip
     in_doubt = {one.arm for one in comparisons if one.accuracy.corrected_low <= 0}
-    helping = [arm for arm in arms if arm.name not in in_doubt]
+    helping = [by_name[arm] for arm in against if arm not in in_doubt]
     return Verdict(comparisons, [arm.name for arm in helping], bool(helping), _cheapest(helping or controls, right))
 
 

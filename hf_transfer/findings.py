@@ -1,0 +1,307 @@
+"""What the finished runs of a comparison show: everything that its pages say, ready for JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_transfer import verdict
+from hf_transfer.arms import FROZEN, RANDOM, SELF_TRAIN, SOURCE_ONLY, TARGET_ONLY, Arm, read_arm
+from hf_transfer.calibration import calibration
+from hf_transfer.errors import UserError
+from hf_transfer.evaluation import intervals
+from hf_transfer.report import training_seconds
+from hf_transfer.results import Run, load_run
+from hf_transfer.tables import open_table
+from hf_transfer.what_next import what_next
+
+if TYPE_CHECKING:
+    from hf_transfer.compare import Job
+
+WORDS = {
+    "majority": "the commonest label for every text",
+    "tfidf": "TF-IDF + logistic regression",
+    "tfidf on the target": "TF-IDF + logistic regression on the target's labels alone",
+    FROZEN: "a head on the frozen encoder",
+    SOURCE_ONLY: "fine-tuned on the source alone",
+    RANDOM: "the same from random weights: what did pretraining give?",
+    TARGET_ONLY: "fine-tuned on the target's labels alone: what did the source give?",
+}
+MOST_VALUES, FEWEST_ROWS = 20, 20  # values of a column, and rows of a value, that make a slice
+
+
+@dataclass(frozen=True)
+class Tested:
+    """An arm or control, tested.
+
+    Attributes:
+        name: of it.
+        logits: set -> (seeds, rows, classes), in the order of that set's rows.
+        runs: a finished run a seed; none for the simple controls.
+        shared_seconds: of what it needed and shares with others: teachers, continued pretraining.
+        seconds, megabytes, parameters, memory: of one run.
+    """
+
+    name: str
+    logits: dict[str, np.ndarray]
+    runs: list[Run]
+    shared_seconds: float
+    seconds: float
+    megabytes: float
+    parameters: int
+    memory: int
+
+
+def find(job: Job) -> dict[str, Any]:
+    """Return the verdict with all that it rests on.
+
+    Raises:
+        UserError: no arm was finished.
+    """
+    everything = {one.name: one for one in _tested(job)}
+    arms = [arm for arm in job.arms if arm.name in everything]
+    if not arms:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in job.state["failed"].items())
+        raise UserError(f"no arm was finished ({reasons}); correct that and run the same command again.")
+    which = "target_test" if len(job.domains.target_test) else "source_test"
+    labels = np.array(job.domains.test["label"][:])
+    controls = [name for name in WORDS if name in everything]
+    candidates = [
+        verdict.Candidate(one.name, one.logits[which].argmax(2), one.seconds + one.shared_seconds, one.megabytes,
+                          control=one.name in controls)
+        for one in everything.values()
+    ]  # fmt: skip
+    judged = verdict.judge(candidates, labels, {arm.name: _against(arm, controls) for arm in arms})
+    chosen = everything[judged.recommended]
+    best_run = chosen if chosen.runs else _best_run(everything, labels, which)
+    estimates = None if len(job.domains.target_test) else _estimated(everything, job)
+    if estimates and estimates["recommended"]:
+        best_run = everything[estimates["recommended"]]
+    return {
+        "source": [name for name in job.domains.facts["domains"] if name != job.domains.facts["target"]],
+        "target": job.domains.facts["target"],
+        "target_labels": bool(len(job.domains.target_test)),
+        "test_rows": len(labels),
+        "rows": vars(job.rows),
+        "seeds": max(len(one.runs) for one in everything.values()),
+        "verdict": {
+            "adapt": judged.adapt,
+            "helping": judged.helping,
+            "recommended": judged.recommended,
+            "folder": str(chosen.runs[0].folder) if chosen.runs else None,
+            "best_run": str(best_run.runs[0].folder),
+        },
+        "candidates": [_described(one, job, which, labels) for one in everything.values()],
+        "comparisons": [asdict(one) for one in judged.comparisons],
+        "forgetting": _forgetting(everything, arms, job) if which == "target_test" else {},
+        "slices": {"of": best_run.name, "parts": [asdict(part) for part in _slices(best_run, job, which, labels)]},
+        "estimates": estimates,
+        "next": what_next(job, best_run.runs[0]),
+        "screening": job.state.get("screening", {}),
+        "left_out": job.state["failed"],
+        "time": _time(job),
+        "notes": job.domains.notes,
+    }
+
+
+def _against(arm: Arm, controls: list[str]) -> list[str]:
+    """Return the controls that `arm` has to beat: fine-tuning on the source is measured by what is simpler alone."""
+    other = [name for name in controls if name != arm.name]
+    return other if arm.adaptation else [name for name in other if name != SOURCE_ONLY]
+
+
+def _tested(job: Job) -> list[Tested]:
+    """Return simple controls, trained ones, and arms, as far as there are finished runs of them."""
+    out = []
+    for name, control in job.simple.items():
+        logits = {which: values[None] for which, values in control.logits.items()}
+        megabytes = control.trainable_parameters * 8 / 1e6  # numbers of 8 bytes
+        out.append(Tested(name, logits, [], 0.0, control.seconds, megabytes, control.trainable_parameters,
+                          control.peak_memory_mb))  # fmt: skip
+    seed, found = job.arguments.train.seed, {}
+    for arm in dict.fromkeys([*job.controls, *job.arms]):
+        folders = [job.path(arm, number) for number in range(seed, seed + job.how.seeds)]
+        if runs := [load_run(folder) for folder in folders if (folder / "run.json").is_file()]:
+            found[arm.name] = runs
+    for name, runs in found.items():
+        arm = read_arm(name)
+        shared = 0.0
+        if arm.adaptation == SELF_TRAIN:
+            shared = sum(training_seconds(found[teacher][0]) for teacher in (SOURCE_ONLY, FROZEN) if teacher in found)
+        elif arm.pretraining is not None:
+            shared = job.state["seconds"].get(f"pretrained/{arm.pretraining or 'default'}", 0.0)
+        outputs = [_logits(run, job) for run in runs]
+        out.append(Tested(
+            name,
+            {which: np.stack([one[which] for one in outputs]) for which in outputs[0]},
+            runs,
+            shared,
+            float(np.mean([training_seconds(run) for run in runs])),
+            sum(file.stat().st_size for file in runs[0].folder.glob("*.safetensors")) / 1e6,
+            runs[0].trainable_parameters,
+            max(run.device_peak_memory_mb or run.peak_memory_mb for run in runs),
+        ))  # fmt: skip
+    return out
+
+
+def _logits(run: Run, job: Job) -> dict[str, np.ndarray]:
+    """Return the recorded outputs of a run, as log-probabilities (rows, classes) in the comparison's order of labels.
+
+    Raises:
+        UserError: the run was tested on other rows than the comparison.
+    """
+    import pandas as pd
+
+    frame = pd.read_parquet(run.folder / "predictions.parquet")
+    out = {}
+    for name, part in frame.groupby("set", sort=False):
+        rows = getattr(job.domains, str(name))
+        same = part["row"].tolist() == rows["row"][:] and part["domain"].tolist() == rows["domain"][:]
+        if not same and str(name).endswith("_test"):
+            raise UserError(f"{run.folder} was tested on other rows than this comparison; remove that folder and run "
+                            "the same command again.")  # fmt: skip
+        if same:
+            columns = part[[f"p_{label}" for label in job.domains.label_names]]
+            out[str(name)] = np.log(np.clip(columns.to_numpy(dtype=np.float64), 1e-9, 1.0))
+    return out
+
+
+def _best_run(everything: dict[str, Tested], labels: np.ndarray, which: str) -> Tested:
+    """Return the most accurate of those that have a run folder, where the recommended one has none."""
+    return max((one for one in everything.values() if one.runs),
+               key=lambda one: (one.logits[which].argmax(2) == labels).mean())  # fmt: skip
+
+
+def _described(one: Tested, job: Job, which: str, labels: np.ndarray) -> dict[str, Any]:
+    """Return the scores and costs of an arm or control."""
+    logits = one.logits[which]
+    scores = [job.task.compute_metrics(values, labels, job.domains.label_names) for values in logits]
+    bounds = intervals(logits[0].argmax(1), labels) if len(logits) == 1 else None
+    right = (logits.argmax(2) == labels).mean(0)
+    reach = 1.96 * float(np.sqrt(right.var() / len(right) + np.var([score["accuracy"] for score in scores])))
+    accuracy = float(np.mean([score["accuracy"] for score in scores]))
+    out: dict[str, Any] = {
+        "name": one.name,
+        "words": WORDS.get(one.name, ""),
+        "control": one.name in WORDS,
+        "arm": one.name in {arm.name for arm in job.arms},
+        "seeds": len(logits),
+        "accuracy": accuracy,
+        "accuracy_by_seed": [score["accuracy"] for score in scores],
+        "interval": bounds["accuracy"] if bounds else [max(0.0, accuracy - reach), min(1.0, accuracy + reach)],
+        "macro_f1": float(np.mean([score["macro_f1"] for score in scores])),
+        "source_accuracy": None,
+        "seconds": one.seconds,
+        "shared_seconds": one.shared_seconds,
+        "peak_memory_mb": one.memory,
+        "trainable_parameters": one.parameters,
+        "megabytes": one.megabytes,
+        "milliseconds_a_text": None,
+        "calibration": None,
+        "folders": [str(run.folder) for run in one.runs],
+        "commands": [run.command for run in one.runs],
+    }
+    if "source_test" in one.logits and which != "source_test":
+        truth = np.array(job.domains.source_test["label"][:])
+        out["source_accuracy"] = float((one.logits["source_test"].argmax(2) == truth).mean())
+    if one.runs:
+        tested = sum(run.metrics[name]["n"] for run in one.runs for name in one.logits if name in run.metrics)
+        out["milliseconds_a_text"] = 1000 * sum(run.seconds["evaluate"] for run in one.runs) / max(tested, 1)
+    if "validation" in one.logits and len(job.domains.validation):
+        known = np.array(job.domains.validation["label"][:])
+        out["calibration"] = calibration(one.logits["validation"][0], known, logits[0], labels)
+    return out
+
+
+def _estimated(everything: dict[str, Tested], job: Job) -> dict[str, Any] | None:
+    """Return what `choose` estimates of the first run of every arm from the target's texts alone, by the arm's name."""
+    from hf_transfer.choose import choose_run
+
+    if not job.rows.pool:
+        return None
+    runs = {one.runs[0].folder.name: one.name for one in everything.values() if one.runs}
+    folders = [str(one.runs[0].folder) for one in everything.values() if one.runs]
+    data = job.arguments.data
+    choose_run(
+        folders, str(job.pool), backtest=job.how.backtest, text_column=data.text_column,
+        label_column=data.label_column, output_dir=str(job.folder / "estimates"), seed=job.arguments.train.seed,
+        quiet=True,
+    )  # fmt: skip
+    facts: dict[str, Any] = json.loads((job.folder / "estimates" / "choose.json").read_text(encoding="utf-8"))
+    facts["recommended"] = runs.get(facts["recommended"])
+    for run in facts["runs"]:
+        run["name"] = runs[run["name"]]
+    return facts
+
+
+def _forgetting(everything: dict[str, Tested], arms: list[Arm], job: Job) -> dict[str, Any]:
+    """Return what each adaptation lost on the source's test rows against training on the source alone."""
+    if not len(job.domains.source_test):
+        return {}
+    labels, out = np.array(job.domains.source_test["label"][:]), {}
+    for arm in arms:
+        before = everything.get(FROZEN if arm.method == FROZEN else SOURCE_ONLY)
+        if before is None or before.name == arm.name:
+            continue
+        first, then = (one.logits["source_test"].argmax(2) for one in (before, everything[arm.name]))
+        parts = verdict.forgetting(first, then, labels, job.domains.label_names)
+        out[arm.name] = {"before": before.name, "parts": [asdict(part) for part in parts]}
+    return out
+
+
+def _slices(one: Tested, job: Job, which: str, labels: np.ndarray) -> list[verdict.Part]:
+    """Return the first run's accuracy on parts of the test rows: by length, label, and columns that were asked for."""
+    right = one.logits[which][0].argmax(1) == labels
+    low, high = np.quantile(job.lengths, [1 / 3, 2 / 3])
+    parts = {
+        f"length: up to {low:.0f} tokens": job.lengths <= low,
+        f"length: over {low:.0f}, up to {high:.0f} tokens": (job.lengths > low) & (job.lengths <= high),
+        f"length: over {high:.0f} tokens": job.lengths > high,
+    }
+    parts |= {f"label: {name}": labels == i for i, name in enumerate(job.domains.label_names)}
+    for column, values in columns(job).items():
+        parts |= {f"{column}: {value}": values == value for value in np.unique(values)}
+    return verdict.gaps(right, parts)
+
+
+def columns(job: Job) -> dict[str, np.ndarray]:
+    """Return, as text, the asked-for columns of the tested rows.
+
+    Raises:
+        UserError: the tested table lacks one, or it has too many values for slices.
+    """
+    asked, data = job.how.slice_columns, job.arguments.data
+    if not asked:
+        return {}
+    if data.target is None or data.domain_column or len(job.domains.target_test) == 0:
+        raise UserError("--slice_columns are columns of the --target table; name one, without --domain_column.")
+    table, _ = open_table(data.target, data.text_column)
+    out = {}
+    for name in asked:
+        if name not in table.column_names:
+            raise UserError(f"--slice_columns: {Path(data.target).name} has no column '{name}'; it has "
+                            f"{', '.join(table.column_names)}.")  # fmt: skip
+        values = np.array([str(value) for value in table[name][:]])[np.array(job.domains.test["row"][:])]
+        if len(np.unique(values)) > MOST_VALUES:
+            raise UserError(f"--slice_columns: '{name}' has {len(np.unique(values))} different values; slices need a "
+                            f"column of at most {MOST_VALUES}.")  # fmt: skip
+        out[name] = values
+    return out
+
+
+def _time(job: Job) -> dict[str, Any]:
+    """Return what was planned and what it took."""
+    expected, real = job.state.get("expected", {}), job.state["seconds"]
+    both = {name: {"expected": seconds, "seconds": real[name]} for name, seconds in expected.items() if name in real}
+    ratios = [one["seconds"] / one["expected"] for one in both.values()]
+    return {
+        "budget": job.budget,
+        "spent": round(job.spent, 1),
+        "plan": job.state["plan"],
+        "runs": both,
+        "median_ratio": float(np.median(ratios)) if ratios else None,
+    }

@@ -1,0 +1,83 @@
+"""What to do for the target next: which of its texts to label, and what further labels would likely buy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_transfer.begin import encode_rows
+from hf_transfer.candidates import score_texts
+from hf_transfer.features import frozen_copy
+from hf_transfer.labelling import next_rows
+from hf_transfer.learning_curve import learning_curve
+from hf_transfer.record import mean_states
+from hf_transfer.results import Run, write_atomically
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_transfer.compare import Job
+
+TEXTS, SOURCE = 1000, 1000  # that are looked at, at most
+FILE = "label_next.csv"
+
+
+def what_next(job: Job, run: Run) -> dict[str, Any]:
+    """Return texts worth labelling, also written as a table, and the gain that further labels would likely bring.
+
+    No test row is looked at: the texts are of the target's unlabelled ones, and the gain is estimated from the labelled
+    target rows that training may see.
+
+    Args:
+        job: a comparison; without unlabelled texts, or without such rows, what needs them is left out.
+        run: of its best arm, which is unsure of some texts and not of others.
+    """
+    rng = np.random.default_rng(job.arguments.train.seed)
+    return {"texts": _texts(job, run, rng), "expected": _expected(job, rng)}
+
+
+def _sample(rows: Dataset, most: int, rng: np.random.Generator) -> Dataset:
+    return rows.select(np.sort(rng.permutation(len(rows))[:most]))
+
+
+def _features(job: Job, rows: Dataset) -> np.ndarray:
+    """Return the mean of each text's last token states in the pretrained encoder, (rows, hidden)."""
+    loaded = job.setup.loaded
+    encoded, _ = encode_rows(rows, ["text"], loaded, job.task, job.arguments.data.max_length)
+    trunk = frozen_copy(loaded.model, job.setup.precision)
+    return mean_states(trunk, encoded, job.setup.collator, loaded.model.config.num_hidden_layers)
+
+
+def _texts(job: Job, run: Run, rng: np.random.Generator) -> list[dict[str, Any]]:
+    import pandas as pd
+
+    if job.domains.unlabeled is None:
+        return []
+    rows = _sample(job.domains.unlabeled, TEXTS, rng)
+    names = job.domains.label_names
+    outputs, _ = score_texts([run], [rows["text"][:]], names, quiet=True)
+    (probabilities,) = outputs[0]
+    chosen = next_rows(np.log(np.clip(probabilities, 1e-9, 1)), _features(job, rows), seed=job.arguments.train.seed)
+    texts, numbers = rows["text"][:], rows["row"][:]
+    table = [
+        {"row": int(numbers[i]), "guess": names[int(probabilities[i].argmax())],
+         "confidence": round(float(probabilities[i].max()), 4), "text": texts[i]}
+        for i in chosen
+    ]  # fmt: skip
+    write_atomically(job.folder / FILE, pd.DataFrame(table).to_csv(index=False))
+    return table
+
+
+def _expected(job: Job, rng: np.random.Generator) -> list[dict[str, Any]]:
+    train = job.domains.train
+    own = np.array(train["domain"][:]) == job.domains.facts["target"]
+    if not own.any() or own.all():
+        return []
+    shots, source = train.select(np.flatnonzero(own)), _sample(train.select(np.flatnonzero(~own)), SOURCE, rng)
+    found = learning_curve(
+        _features(job, source), np.array(source["label"][:]), _features(job, shots), np.array(shots["label"][:]),
+        seed=job.arguments.train.seed,
+    )  # fmt: skip
+    return [asdict(one) for one in found]

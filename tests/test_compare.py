@@ -1,0 +1,398 @@
+"""A whole comparison on a tiny model: what is planned, trained once, judged, said, and never seen."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import conftest
+import psutil
+import pytest
+
+from hf_transfer import alignment, feature_maps, methods, objectives
+from hf_transfer.arms import RANDOM, TARGET_ONLY, adaptations, command, read_arm
+from hf_transfer.budget import Plan, Rows, Speeds, duration, make_plan, read_duration, run_seconds
+from hf_transfer.cli import main
+from hf_transfer.compare import compare
+from hf_transfer.errors import UserError
+from hf_transfer.results import load_run
+
+GOOD, BAD = ("clean", "friendly", "comfortable", "great"), ("dirty", "rude", "broken", "noisy")
+FILLER = ("room", "hotel", "staff", "night", "bed", "breakfast", "we", "the", "was", "and")
+MARKER = "phone"
+ARMS = "frozen,full,coral+lora,self_train+frozen"
+
+
+def texts_of(count: int, seed: int, more: str = "") -> list[dict]:
+    """Texts of a few words, labelled by one of them."""
+    draw = random.Random(seed)
+    rows = []
+    for i in range(count):
+        words = [draw.choice(FILLER) for _ in range(8)]
+        words[draw.randrange(8)] = draw.choice((BAD, GOOD)[i % 2])
+        rows.append(
+            {"text": " ".join([*words, str(i), more]), "label": ("bad", "good")[i % 2], "shop": "ab"[i % 3 > 0]}
+        )
+    return rows
+
+
+def flags(folder: Path, **change: str | None) -> list[str]:
+    """The command line of a comparison in `folder`."""
+    given = {"model": str(folder / "model"), "source": str(folder / "source.jsonl"), "max_length": "24",
+             "target": str(folder / "target.jsonl"), "target_unlabeled": str(folder / "pool.jsonl"), "budget": "20m",
+             "seeds": "1", "arms": ARMS, "output_dir": str(folder / "verdict"), "seed": "3"} | change  # fmt: skip
+    return [word for name, value in given.items() if value is not None for word in (f"--{name}", value)] + ["--quiet"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Tables and a model; the target's rows carry a word that occurs nowhere else."""
+    folder = tmp_path_factory.mktemp("compare")
+    conftest.make_model(folder / "model")
+    conftest.write_table(folder / "source.jsonl", texts_of(160, 0))
+    conftest.write_table(folder / "target.jsonl", texts_of(120, 1, MARKER))
+    pool = [{"text": row["text"]} for row in texts_of(220, 2)]
+    conftest.write_table(folder / "pool.jsonl", pool)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """A finished comparison, and the texts that TF-IDF was fitted on."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    fitted: list[list[str]] = []
+    original = TfidfVectorizer.fit_transform
+
+    def spy(self, texts, *rest):
+        fitted.append(list(texts))
+        return original(self, texts, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TfidfVectorizer, "fit_transform", spy)
+        where = compare([*flags(folder), "--slice_columns", "shop"])
+    return where, json.loads((where / "verdict.json").read_text()), fitted
+
+
+def test_every_arm_and_control_is_judged(done):
+    where, facts, _ = done
+    assert {one["name"] for one in facts["candidates"]} == {"majority", "tfidf", RANDOM, *ARMS.split(",")}
+    plain = {"majority", "tfidf", RANDOM}
+    against = {arm: {one["control"] for one in facts["comparisons"] if one["arm"] == arm} for arm in ARMS.split(",")}
+    assert against == {
+        "frozen": plain, "full": plain | {"frozen"}, "coral+lora": plain | {"frozen", "full"},
+        "self_train+frozen": plain | {"frozen", "full"},
+    }  # fmt: skip
+    assert facts["test_rows"] == 120
+    assert facts["left_out"] == {}
+    assert json.loads((where / "gap" / "gap.json").read_text())["target"]["name"] == "pool"
+    assert set(facts["time"]["runs"]) == {f"{arm}-seed3" for arm in (*ARMS.split(",")[1:], RANDOM)}
+
+
+def test_scores_are_those_of_the_runs(done):
+    where, facts, _ = done
+    for one in facts["candidates"]:
+        if one["folders"]:
+            run = load_run(one["folders"][0])
+            assert run.metrics["target_test"]["accuracy"] == pytest.approx(one["accuracy"])
+            assert run.metrics["source_test"]["accuracy"] == pytest.approx(one["source_accuracy"])
+            assert one["calibration"]["before"]["loss"] == pytest.approx(run.metrics["target_test"]["loss"], abs=1e-3)
+            assert Path(one["folders"][0]).parent == where / "runs"
+    own = {one["name"]: one["accuracy"] for one in facts["candidates"]}
+    for one in facts["comparisons"]:
+        assert one["accuracy"]["value"] == pytest.approx(own[one["arm"]] - own[one["control"]])
+    assert facts["forgetting"]["coral+lora"]["before"] == "full"
+    assert facts["forgetting"]["self_train+frozen"]["before"] == "frozen"
+
+
+def test_slices_by_length_label_and_column(done):
+    _, facts, _ = done
+    parts = {part["name"]: part["rows"] for part in facts["slices"]["parts"]}
+    assert {name: rows for name, rows in parts.items() if name.startswith("shop")} == {"shop: a": 40, "shop: b": 80}
+    assert {name for name in parts if name.startswith("label")} == {"label: bad", "label: good"}
+
+
+def test_pages_hold_everything_and_ask_for_nothing(done):
+    where, facts, _ = done
+
+    class Page(html.parser.HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.outside, self.words = [], []
+
+        def handle_starttag(self, tag, attrs):
+            self.outside += [
+                value for name, value in attrs if name in ("src", "href") and not value.startswith("data:")
+            ]
+
+        def handle_data(self, data):
+            self.words.append(data.strip())
+
+    page = Page()
+    page.feed((where / "verdict.html").read_text())
+    assert not page.outside
+    markdown = (where / "verdict.md").read_text()
+    for one in facts["candidates"]:
+        assert any(word.startswith(one["name"]) for word in page.words)
+        assert f"| {one['name']}" in markdown
+    for word in {one["accuracy"]["word"] for one in facts["comparisons"]}:
+        assert word in page.words
+        assert word in markdown
+    assert (where / "pareto.png").stat().st_size > 10_000
+    assert (where / "differences.png").stat().st_size > 10_000
+
+
+def test_nothing_but_scoring_sees_the_tested_texts(done, folder):
+    """Every target row carries a word: no cached training set, pool or control's vocabulary has it."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+
+    where, _, fitted = done
+    marker = AutoTokenizer.from_pretrained(folder / "model").convert_tokens_to_ids(MARKER)
+    assert marker != AutoTokenizer.from_pretrained(folder / "model").unk_token_id
+    files = sorted(Path(os.environ["HF_TRANSFER_CACHE"]).glob("tokens-*.arrow"))
+    seen = [[marker in row for row in Dataset.from_file(str(file))["input_ids"]] for file in files]
+    assert sum(all(rows) for rows in seen) == 1, "the tested texts, tokenised for scoring"
+    assert sum(not any(rows) for rows in seen) >= 4, "training, validation, source test, pool"
+    assert not [rows for rows in seen if any(rows) and not all(rows)]
+    assert MARKER not in (where / "pool.jsonl").read_text()
+    assert len(fitted) >= 1
+    assert not [text for texts in fitted for text in texts if MARKER in text]
+
+
+def test_again_trains_nothing_and_says_the_same(done, folder):
+    where, facts, _ = done
+    before = {file: file.stat().st_mtime_ns for file in where.glob("runs/*/run.json")}
+    assert len(before) == 5
+    compare([*flags(folder), "--slice_columns", "shop"])
+    assert {file: file.stat().st_mtime_ns for file in where.glob("runs/*/run.json")} == before
+    again = json.loads((where / "verdict.json").read_text())
+    for key in ("verdict", "comparisons", "forgetting", "slices", "candidates"):
+        assert again[key] == facts[key], key
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"arms": "frozen,lorra"}, r"no method 'lorra' \(did you mean 'lora'\?\)"),
+        ({"arms": "corall+lora"}, r"'corall' can't stand before lora \(did you mean 'coral'"),
+        ({"arms": "dann+frozen"}, "'dann' can't stand before frozen"),
+        ({"target_unlabeled": None}, "learn from the target's unlabelled texts; give --target_unlabeled"),
+        ({"budget": "soon"}, "--budget is 'soon'; give a time like 90s, 10m or 2h"),
+        ({"budget": "0m"}, "--budget is '0m'"),
+        ({"seeds": "0"}, "--seeds is 0"),
+        ({"slice_columns": "shops"}, "has no column 'shops'; it has text, label, shop"),
+        ({"slice_columns": "text"}, "'text' has 120 different values"),
+        ({"method": "lora"}, "unknown flag --method"),
+        ({"push_to_hub": "true"}, "look at the verdict first"),
+        ({"budget": "1s"}, "was not finished .stopped: the budget was spent.; give more --budget"),
+    ],
+)
+def test_refused(change, words, done, folder, tmp_path):
+    with pytest.raises(UserError, match=words):
+        compare(flags(folder, **{"output_dir": str(tmp_path / "new"), **change}))
+
+
+def test_a_budget_that_no_plan_fits(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_transfer.compare.make_plan", lambda *_: Plan(1, 0.25, [], 0, 3600.0))
+    with pytest.raises(
+        UserError, match=r"--budget 20m is too short: the least comparison of these arms takes about 1:"
+    ):
+        compare(flags(folder, output_dir=str(tmp_path / "new")))
+
+
+def test_other_questions_and_other_files_are_refused(done, folder, tmp_path):
+    with pytest.raises(UserError, match="comparison with other values of max_length; give the same"):
+        compare(flags(folder, max_length="20"))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        compare(flags(folder, output_dir=str(tmp_path)))
+    leaking = conftest.write_table(tmp_path / "leak.jsonl", texts_of(160, 0) + texts_of(120, 1, MARKER)[:5])
+    with pytest.raises(UserError, match="LEAK: 5 labelled rows to train on are also target test rows"):
+        compare(flags(folder, source=str(leaking), output_dir=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_arm_that_fails_is_left_out_and_so_is_what_there_is_no_time_for(done, folder):
+    """The same command trains the missing ones; here one can't be trained, and then there is no time for it."""
+    import shutil
+
+    where, facts, _ = done
+    away = folder / "away"
+    shutil.move(where / "runs" / "coral+lora-seed3", away)
+    pool, state = (where / "pool.jsonl").read_text(), (where / "compare.json").read_text()
+    try:
+        spent = json.loads(state)
+        spent["seconds"]["full-seed3"] = 20 * 60.0
+        (where / "compare.json").write_text(json.dumps(spent))
+        compare(flags(folder))
+        without = json.loads((where / "verdict.json").read_text())
+        assert without["left_out"]["coral+lora-seed3"].startswith("no time: about")
+        assert {one["arm"] for one in without["comparisons"]} == set(ARMS.split(",")) - {"coral+lora"}
+        assert "coral+lora-seed3 | no time" in (where / "verdict.md").read_text()
+        own = {one["name"]: one["accuracy"] for one in facts["candidates"]}
+        assert {one["name"]: one["accuracy"] for one in without["candidates"]}.items() <= own.items()
+    finally:
+        shutil.move(away, where / "runs" / "coral+lora-seed3")
+        (where / "pool.jsonl").write_text(pool)
+        (where / "compare.json").write_text(state)
+
+
+def test_planted_negative_transfer(folder, tmp_path):
+    """40 % of the source's labels are wrong: what learned from it is worse than a few target labels alone."""
+    rows = texts_of(400, 5)
+    draw = random.Random(0)
+    for row in rows:
+        if draw.random() < 0.4:
+            row["label"] = {"good": "bad", "bad": "good"}[row["label"]]
+    source = conftest.write_table(tmp_path / "flipped.jsonl", rows)
+    target = conftest.write_table(tmp_path / "target.jsonl", texts_of(700, 6))
+    where = compare(flags(folder, source=str(source), target=str(target), target_unlabeled=None, arms="frozen,full",
+                          output_dir=str(tmp_path / "out"), target_shots="100", num_train_epochs="3"))  # fmt: skip
+    facts = json.loads((where / "verdict.json").read_text())
+    words = {(one["arm"], one["control"]): one["accuracy"]["word"] for one in facts["comparisons"]}
+    assert words["full", "tfidf on the target"] == "hurts"
+    assert words["frozen", "tfidf on the target"] == "hurts"
+    assert ("full", TARGET_ONLY) in words
+    assert not facts["verdict"]["adapt"]
+    assert facts["verdict"]["recommended"] == "tfidf on the target"
+    assert "Negative transfer: full is worse than tfidf on the target" in (where / "verdict.md").read_text()
+    only = load_run(where / "runs" / f"{TARGET_ONLY}-seed3")
+    assert only.data["rows"]["train"] == 200
+    assert only.data["rows"]["target_test"] == facts["test_rows"] == 500
+
+
+def test_without_target_labels_estimates_are_called_so(folder, tmp_path):
+    backtest = conftest.write_table(tmp_path / "other.jsonl", texts_of(80, 9))
+    where = compare([*flags(folder, target=None, arms="frozen,full", output_dir=str(tmp_path / "out")), "--backtest",
+                     str(backtest)])  # fmt: skip
+    facts = json.loads((where / "verdict.json").read_text())
+    assert not facts["target_labels"]
+    assert {run["name"] for run in facts["estimates"]["runs"]} == {"frozen", "full", RANDOM}
+    assert [test["domain"] for test in facts["estimates"]["backtests"]] == ["other"]
+    markdown = (where / "verdict.md").read_text()
+    assert "There are no target labels to test on" in markdown
+    assert "Back-test on other: the recommended arm was" in markdown
+
+
+KILLED = """
+import sys
+from hf_transfer.compare import compare
+if __name__ == "__main__":
+    compare(sys.argv[1:])
+"""
+
+
+def kill_and_go_on(folder: Path, out: Path, kills: int, seed: int) -> tuple[dict, dict[Path, int]]:
+    """Kill a comparison at random moments and let the same command end it: the verdict, and when runs were written."""
+    script = out.parent / "killed.py"
+    script.write_text(KILLED)
+    draw, written = random.Random(seed), {}
+    words = [sys.executable, str(script), *flags(folder, output_dir=str(out))]
+    for _ in range(kills):
+        process = psutil.Popen(words, stderr=subprocess.PIPE)
+        begin, wait = time.monotonic(), None
+        while process.poll() is None:  # the moment is drawn from the time after reading: else nothing would be hit
+            if wait is None and (out / "compare.json").is_file():
+                begin, wait = time.monotonic(), draw.uniform(0, 15)
+            if wait is not None and time.monotonic() - begin > wait:
+                children = process.children(recursive=True)
+                process.send_signal(signal.SIGKILL)
+                _, alive = psutil.wait_procs(children, timeout=20)
+                assert not alive, "an arm outlives its comparison"
+            time.sleep(0.05)
+        process.wait()
+        for file in out.glob("runs/*/run.json"):
+            assert written.setdefault(file, file.stat().st_mtime_ns) == file.stat().st_mtime_ns, "an arm was redone"
+    compare(flags(folder, output_dir=str(out)))
+    for file, when in written.items():
+        assert file.stat().st_mtime_ns == when, "an arm was redone"
+    return json.loads((out / "verdict.json").read_text()), written
+
+
+def test_killed_comparisons_go_on_to_the_same_verdict(done, folder, tmp_path):
+    _, undisturbed, _ = done
+    facts, _ = kill_and_go_on(folder, tmp_path / "out", int(os.environ.get("KILLS", "3")), seed=1)
+    assert facts["comparisons"] == undisturbed["comparisons"]
+    assert facts["forgetting"] == undisturbed["forgetting"]
+    assert facts["verdict"]["helping"] == undisturbed["verdict"]["helping"]
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_an_arm_s_name_is_a_recipe_call():
+    count = 0
+    for method in methods.names():
+        for adaptation in ("", *adaptations(method)):
+            arm = read_arm(f"{adaptation}+{method}" if adaptation else method)
+            recipe, *words = command(arm, base="base", pool="pool.jsonl", teachers=["one"])
+            assert words[:4] == ["--method", method, "--model", "base"]
+            assert ("--target_unlabeled" in words) == (recipe != "finetune")
+            assert (recipe == "finetune") == (adaptation in ("", "dapt", *objectives.names()))
+            count += 1
+    by_trainer = len(alignment.names()) + 3 + 1 + len(objectives.names()) + 1 + 1
+    frozen = len(feature_maps.names()) + 1 + 3 + 1 + len(objectives.names()) + 1 + 1
+    assert count == (len(methods.names()) - 1) * by_trainer + frozen
+    assert command(read_arm(TARGET_ONLY), base=None, pool="", teachers=[])[-1] == "--target_only"
+
+
+SPEEDS = Speeds(run=10, heads=5, forward=0.01, step={"full": 0.05, "lora": 0.04})
+ROWS = Rows(train=1600, validation=200, shots=0, pool=2000)
+
+
+def test_plans_fit_and_give_up_seeds_before_epochs():
+    controls = [read_arm(name) for name in ("frozen", "full", RANDOM)]
+    arms = [read_arm(name) for name in ("lora", "coral+lora", "coral+full", "self_train+frozen")]
+    plans = [make_plan(controls, arms, 3, None, ROWS, SPEEDS, room) for room in (20_000, 7000, 3000, 2000, 1000, 10)]
+    assert [plan.seconds <= room for plan, room in zip(plans, (20_000, 7000, 3000, 2000, 1000), strict=False)] == [
+        True
+    ] * 5
+    assert (plans[0].seeds, plans[0].share, plans[0].keep) == (3, 1.0, 0)
+    assert plans[-1].seconds > 10
+    assert [plan.seeds for plan in plans] == sorted((plan.seeds for plan in plans), reverse=True)
+    assert all(plan.seeds == 1 for plan in plans if plan.share < 1)
+    assert any(plan.keep == 2 and plan.screened == ["lora", "coral+lora", "coral+full"] for plan in plans)
+    assert [plan.seconds for plan in plans] == sorted((plan.seconds for plan in plans), reverse=True)
+
+
+def test_seconds_expected_of_a_run():
+    def seconds(name, epochs=4.0):
+        return run_seconds(read_arm(name), epochs, ROWS, SPEEDS)
+
+    assert seconds("full") == 10 + 4 * (1600 * 0.05 + 200 * 0.01)
+    assert seconds("coral+full") == 10 + 2 * 4 * (1600 * 0.05 + 200 * 0.01)
+    assert seconds("dapt+full") == seconds("full")
+    assert seconds("frozen") == 10 + 5 + 1800 * 0.01
+    assert seconds("self_train+full", 2.0) == 10 + 2 * 20 + 2 * (3600 * 0.05 + 2)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), (" 2 m ", 120)])
+def test_durations(text, seconds):
+    assert read_duration(text) == seconds
+
+
+def test_durations_in_words():
+    assert [duration(seconds) for seconds in (4.4, 59, 80, 3599, 3900)] == [
+        "4 s",
+        "59 s",
+        "1:20 min",
+        "59:59 min",
+        "1:05 h",
+    ]
+
+
+def test_help_and_errors_come_through_the_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--help"])
+    assert stop.value.code == 0
+    assert "--budget" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--source", "/no/such.csv", "--output_dir", "/tmp/no"])
+    assert stop.value.code == 2
+    assert "there is no file or folder '/no/such.csv'" in capsys.readouterr().err
