@@ -138,19 +138,19 @@ def sizes_of(shots):
 
 
 def test_a_known_law_is_found_again():
-    law, shots = power_law(), 2000
+    law, shots = power_law(b=2.0, n0=64), 2000
     sizes = np.array([0, 20, 60, 200, 600])
     right = curve_of(sizes, law, np.random.default_rng(0), rows=shots, repeats=20)
     for one in extrapolate(sizes, right, seed=0, further=(1000, 4000)):
         true = law(shots + one.further) - law(shots)
         assert one.low < true < one.high
-        assert abs(one.gain - true) < 0.005
+        assert one.gain == pytest.approx(true, rel=0.25)
         assert one.reason == ""
 
 
 @pytest.mark.parametrize(("shots", "law"), [
     (32, power_law()), (64, power_law(0.85, 0.9, 32, 0.5)), (128, power_law(0.85, 3.0, 32, 1.0)),
-    (64, power_law(0.8, 0.0)),
+    (64, power_law(0.8, 0.0)), (48, power_law(0.95, 2.5, 64, 0.5)),
 ])  # fmt: skip
 def test_the_interval_holds_the_gain(shots, law):
     rng = np.random.default_rng(5)
@@ -165,7 +165,7 @@ def test_the_interval_holds_the_gain(shots, law):
                 assert -0.03 < one.low <= one.gain <= one.high < 0.5
     assert len(held) > 150
     assert np.mean(held) > 0.9
-    assert abs(np.mean(off)) < 0.03
+    assert abs(np.mean(off)) < 0.04
 
 
 def test_intervals_grow_with_the_distance_and_shrink_with_the_labels():
@@ -237,10 +237,10 @@ def test_the_curve_needs_source_and_shots_only():
 def test_too_few_shots_get_a_reason():
     source, source_labels, target, labels = two_domains(shots=40)
     few = np.r_[np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:9]]
-    for rows in (few, few[:0]):
+    for rows in (few, few[:20], few[:0]):
         for one in learning_curve(source, source_labels, target[rows], labels[rows], seed=0):
             assert one.gain is None
-            assert f"{9 if len(rows) else 0} labelled target rows; 10 of each" in one.reason
+            assert f"{9 if len(rows) == 29 else 0} labelled target rows; 10 of each" in one.reason
 
 
 def test_a_shot_is_tried_only_by_probes_that_did_not_learn_it():
