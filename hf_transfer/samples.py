@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from hf_transfer.models import Loaded
 
-ROWS = 1000  # of a domain
+ROWS = 750  # of a domain
 MAX_LENGTH = 96  # tokens read of each text: a domain shows in its beginning
 
 

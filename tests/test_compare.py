@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import conftest
+import pandas as pd
 import psutil
 import pytest
 
@@ -167,6 +168,17 @@ def test_nothing_but_scoring_sees_the_tested_texts(done, folder):
     assert not [text for texts in fitted for text in texts if MARKER in text]
 
 
+def test_which_rows_to_label_next(done, folder):
+    where, facts, _ = done
+    table = pd.read_csv(where / "label_next.csv")
+    pool = [json.loads(line)["text"] for line in (folder / "pool.jsonl").read_text().splitlines()]
+    assert len(table) == len(set(table["row"])) == 50
+    assert [pool[row] for row in table["row"]] == table["text"].tolist()
+    assert table["confidence"].between(0.5, 1.0).all()
+    assert facts["next"]["expected"] == [], "no target label to learn a curve from"
+    assert "What to label next" in (where / "verdict.md").read_text()
+
+
 def test_again_trains_nothing_and_says_the_same(done, folder):
     where, facts, _ = done
     before = {file: file.stat().st_mtime_ns for file in where.glob("runs/*/run.json")}
@@ -264,6 +276,9 @@ def test_planted_negative_transfer(folder, tmp_path):
     assert not facts["verdict"]["adapt"]
     assert facts["verdict"]["recommended"] == "tfidf on the target"
     assert "Negative transfer: full is worse than tfidf on the target" in (where / "verdict.md").read_text()
+    assert [one["further"] for one in facts["next"]["expected"]] == [50, 100, 200]
+    assert facts["next"]["texts"] == []
+    assert "What further labels would likely buy" in (where / "verdict.md").read_text()
     only = load_run(where / "runs" / f"{TARGET_ONLY}-seed3")
     assert only.data["rows"]["train"] == 200
     assert only.data["rows"]["target_test"] == facts["test_rows"] == 500
