@@ -90,7 +90,7 @@ def repetition(
     def score(probe: Any) -> float:
         return float((probe.predict(pool[tested]) == pool_labels[tested]).mean())
 
-    out: dict[str, Any] = {"source only": score(fitted(free[:0])), "curve": {}, "choice": {}}
+    out: dict[str, Any] = {"curve": {}, "choice": {}}
     for each in SHOTS:
         shots = np.concatenate([free[pool_labels[free] == label][:each] for label in (0, 1)])
         rest = free[~np.isin(free, shots)]

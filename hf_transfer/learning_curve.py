@@ -177,8 +177,7 @@ class _Law:
     Attributes:
         exponent, worth: c and n0.
         end: labels at which the rise is taken: those at hand and HORIZON.
-        start: accuracy without target labels.
-        rise: from there to `end`.
+        rise: from no target labels to `end`.
         variance: of the rise.
         spread: log of the square root of the determinant of the covariance of both.
         misfit: what is left, chi-squared.
@@ -187,7 +186,6 @@ class _Law:
     exponent: float
     worth: int
     end: int
-    start: float
     rise: float
     variance: float
     spread: float
@@ -215,7 +213,7 @@ def _fit(
     start, rise = covariance @ design.T @ precision @ observed
     rest = observed - design @ (start, rise)
     spread = float(np.linalg.slogdet(covariance)[1]) / 2
-    return _Law(exponent, worth, end, start, rise, covariance[1, 1], spread, float(rest @ precision @ rest))
+    return _Law(exponent, worth, end, rise, covariance[1, 1], spread, float(rest @ precision @ rest))
 
 
 def _precision(right: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -231,7 +229,7 @@ def _precision(right: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _log_chances(law: _Law, rises: np.ndarray, errors: float) -> np.ndarray:
-    """Return log chances of rises under a law: likelihood times prior; accuracy stays below 1.
+    """Return log chances of rises under a law: likelihood times prior, which leaves next to nothing above 1.
 
     Args:
         law: as fitted.
@@ -240,7 +238,7 @@ def _log_chances(law: _Law, rises: np.ndarray, errors: float) -> np.ndarray:
     """
     likely = law.spread - (law.misfit + (rises - law.rise) ** 2 / law.variance) / 2
     expected = -((rises / (UNDONE * max(errors, 1e-3))) ** 2) / 2
-    return np.where(law.start + rises <= max(1.0, law.start), likely + expected, -np.inf)
+    return likely + expected
 
 
 def _mixed(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
