@@ -1,8 +1,7 @@
 """Which adaptation is best for these data, within a time, and did transfer help at all (`hf-transfer compare`).
 
-A comparison is a folder that grows: `compare.json` has the question, the plan and the seconds spent, `runs/` a finished
-run for each arm, control and seed, and each is an ordinary run folder. What is there is never done again, so the same
-command goes on after a stop, and after the last run writes the same verdict.
+What is there is never done again: the same command goes on after a stop, and after the last run it writes the same
+verdict.
 """
 
 from __future__ import annotations
@@ -11,15 +10,12 @@ import contextlib
 import json
 import shutil
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from hf_transfer.arguments import Arguments, PretrainedArguments, as_dict, expand, is_hub_flag, parse
+from hf_transfer.arguments import expand, is_hub_flag
 from hf_transfer.arms import (
     FROZEN,
     RANDOM,
@@ -31,36 +27,23 @@ from hf_transfer.arms import (
     read_arm,
     write_random,
 )
-from hf_transfer.begin import class_weights, encode_all
 from hf_transfer.budget import (
     SCREENING,
     Plan,
-    Rows,
     Speeds,
     duration,
     epochs_of,
     make_plan,
     pretraining_seconds,
-    read_duration,
     run_seconds,
     step_seconds,
 )
-from hf_transfer.console import Console
-from hf_transfer.controls import Control, run_controls
-from hf_transfer.data import Domains, load_data, summary
-from hf_transfer.errors import UserError, listed
-from hf_transfer.methods import Setup
-from hf_transfer.models import load_model, ordered_labels
-from hf_transfer.processes import run_command, warm_up
-from hf_transfer.resources import Meter
-from hf_transfer.results import check_writable, load_run, write_atomically
+from hf_transfer.comparison import Comparison, open_comparison
+from hf_transfer.errors import UserError
+from hf_transfer.models import load_model
+from hf_transfer.processes import run_command
+from hf_transfer.results import load_run
 
-if TYPE_CHECKING:
-    from hf_transfer.tasks import Task
-
-FILE, POOL_FILE = "compare.json", "pool.jsonl"
-ARMS, ADAPTED = ("frozen", "lora", "full"), ("self_train+frozen", "self_train+full")  # by default; the latter: pool
-POOL = 2000  # unlabelled texts that arms learn from, at most, unless there are more labelled ones
 SPARE = 0.92  # of the budget is planned: the verdict takes time too, and estimates err
 START = 1.0  # seconds that a process takes to begin
 GAP_ROWS = 300  # of a domain: the report must not eat the budget
@@ -69,96 +52,6 @@ OWN = (
     "budget", "arms", "seeds", "slice_columns", "num_processes", "backtest", "output_dir", "seed", "split_seed",
     "quiet", "profile", "resume", "target_unlabeled", "target_only", "num_train_epochs", "model", "report_to",
 )  # fmt: skip
-
-
-@dataclass
-class BaseArguments(PretrainedArguments):
-    """What all arms start from."""
-
-    task: str = field(default="text_classification", metadata={"help": "What the data means (hf-transfer list)."})
-
-
-@dataclass
-class CompareArguments:
-    """What is compared, and for how long."""
-
-    budget: str = field(default="10m", metadata={"help": "Wall-clock time for everything: 90s, 10m, 2h."})
-    arms: str | None = field(
-        default=None,
-        metadata={
-            "help": "METHOD or ADAPTATION+METHOD, with commas: frozen,lora,coral+lora,dapt+full (hf-transfer list). "
-            "Default: frozen,lora,full, with --target_unlabeled also self_train+frozen,self_train+full."
-        },
-    )
-    seeds: int = field(default=3, metadata={"help": "Runs of each arm, if the budget allows."})
-    slice_columns: list[str] = field(
-        default_factory=list, metadata={"help": "Columns of the tested table whose values are looked at one by one."}
-    )
-    backtest: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Labelled tables of other domains. Without target labels: how well does the estimate do "
-                  "there?"},
-    )  # fmt: skip
-    num_processes: int = field(default=1, metadata={"help": "Processes that train an arm, a device each."})
-
-
-@dataclass
-class Job:
-    """One comparison.
-
-    Attributes:
-        arguments: as parsed; `how` of them is this command's own.
-        console: what is said to the user.
-        folder: that grows.
-        state: compare.json.
-        arms: to compare.
-        controls: trained ones, whether or not they are arms too.
-        task: what the data means.
-        domains: the rows.
-        lengths: (test rows,) tokens.
-        simple: majority and TF-IDF, and TF-IDF on the target's labels alone where there are any.
-        rows: how many there are.
-        setup: to time steps with.
-        began: clock at the start, moved on by the runs that are counted with `state`.
-    """
-
-    arguments: Arguments
-    how: CompareArguments
-    console: Console
-    folder: Path
-    state: dict[str, Any]
-    arms: list[Arm]
-    controls: list[Arm]
-    task: Task
-    domains: Domains
-    lengths: np.ndarray
-    simple: dict[str, Control]
-    rows: Rows
-    setup: Setup
-    began: float
-
-    @property
-    def budget(self) -> float:
-        """Seconds for everything."""
-        return read_duration(self.how.budget)
-
-    @property
-    def spent(self) -> float:
-        """Seconds that what is there has cost, and this call so far."""
-        return sum(self.state["seconds"].values()) + time.perf_counter() - self.began
-
-    def path(self, arm: Arm, seed: int, screening: bool = False) -> Path:
-        """Return the folder of a run."""
-        return self.folder / ("screening" if screening else "runs") / f"{arm.name}-seed{seed}"
-
-    @property
-    def pool(self) -> Path:
-        """The table of unlabelled texts that arms learn from."""
-        return self.folder / POOL_FILE
-
-    def save(self) -> None:
-        """Write compare.json."""
-        write_atomically(self.folder / FILE, json.dumps(self.state, indent=2) + "\n")
 
 
 def compare(argv: list[str] | None = None) -> Path:
@@ -170,7 +63,7 @@ def compare(argv: list[str] | None = None) -> Path:
     from hf_transfer.findings import find
     from hf_transfer.verdict_pages import said, write_pages
 
-    job = _begin(expand(sys.argv[1:] if argv is None else list(argv)))
+    job = open_comparison(expand(sys.argv[1:] if argv is None else list(argv)), __doc__)
     with _progress(job) as bar:
         _gap(job)
         if _train(job, read_arm(FROZEN), job.arguments.train.seed, 0.0, bar) is None:
@@ -191,103 +84,8 @@ def compare(argv: list[str] | None = None) -> Path:
     return job.folder
 
 
-def _begin(argv: list[str]) -> Job:
-    """Read everything, and find what is wrong before anything is trained."""
-    from hf_transfer import tasks
-    from hf_transfer.findings import columns
-
-    began = time.perf_counter()
-    arguments = parse(argv, __doc__, (CompareArguments,), model=BaseArguments)
-    (how,), train, data = arguments.more, arguments.train, arguments.data
-    if how.seeds < 1 or how.num_processes < 1:
-        raise UserError(f"--seeds is {how.seeds} and --num_processes {how.num_processes}; both must be at least 1.")
-    if train.push_to_hub:
-        raise UserError("--push_to_hub: look at the verdict first, then `hf-transfer publish` the run you chose.")
-    read_duration(how.budget)
-    names = how.arms.split(",") if how.arms else [*ARMS, *(ADAPTED if data.target_unlabeled else ())]
-    arms = [read_arm(name.strip()) for name in dict.fromkeys(names)]
-    if needing := [arm.name for arm in arms if arm.uses_target and not data.target_unlabeled]:
-        raise UserError(f"--arms: {listed(needing)} learn from the target's unlabelled texts; give --target_unlabeled, "
-                        "or leave them out.")  # fmt: skip
-    labels = data.target is not None and data.target_shots != "0"
-    controls = [read_arm(name) for name in (FROZEN, SOURCE_ONLY, RANDOM, *([TARGET_ONLY] if labels else []))]
-    folder = Path(str(train.output_dir))
-    check_writable(folder, "--output_dir")
-    state = _open(folder, arguments)
-    warm_up()
-    console = Console(quiet=train.quiet)
-    task = tasks.load(arguments.model.task)
-    domains = load_data(data, train.seed, quiet=console.quiet)
-    _refuse_leaks(domains)
-    if state.setdefault("fingerprint", domains.facts["fingerprint"]) != domains.facts["fingerprint"]:
-        raise UserError(f"the data changed since {folder} was started; restore it, or name a new --output_dir.")
-    domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
-    weights = class_weights(arguments, domains)
-    split_seed = train.seed if data.split_seed is None else data.split_seed
-    own = np.array(domains.train["domain"][:]) == domains.facts["target"]
-    with Meter() as meter:
-        simple = run_controls(domains, weights, split_seed, meter)
-        if labels:
-            alone = replace(domains, train=domains.train.select(np.flatnonzero(own)))
-            simple["tfidf on the target"] = run_controls(alone, None, split_seed, meter)["tfidf"]
-    loaded = load_model(arguments.model, task, domains.label_names, train.seed)
-    encoded, cut = encode_all(arguments, domains, loaded, task)
-    console.say(summary(domains, cut))
-    folder.mkdir(parents=True, exist_ok=True)
-    pool = 0
-    if domains.unlabeled is not None:
-        pool = _write_pool(domains, folder / POOL_FILE, data.text_column or "text", train.seed)
-    setup = Setup(loaded, encoded["train"], encoded["validation"], task.collator(loaded.tokenizer),
-                  arguments.precision, weights, train.seed)  # fmt: skip
-    rows = Rows(len(domains.train), len(domains.validation), int(own.sum()), pool)
-    tested = encoded["target_test" if len(domains.target_test) else "source_test"]
-    job = Job(arguments, how, console, folder, state, arms, controls, task, domains, np.array(tested["length"][:]),
-              simple, rows, setup, began)  # fmt: skip
-    columns(job)  # what is wrong with --slice_columns must not wait for the end
-    job.save()
-    return job
-
-
-def _open(folder: Path, arguments: Arguments) -> dict[str, Any]:
-    """Return the state of the comparison in `folder`, or a new one.
-
-    Raises:
-        UserError: the folder holds something else, or another comparison.
-    """
-    question = {name: value for name, value in json.loads(json.dumps(as_dict(arguments), default=str)).items()
-                if name not in ("slice_columns", "backtest", "dataloader_num_workers")}  # fmt: skip
-    file = folder / FILE
-    if not file.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"--output_dir {folder} holds other files; name a new folder, or remove it first.")
-        return {"question": question, "seconds": {}, "failed": {}}
-    state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    then = state["question"]
-    if changed := sorted(key for key in {*then, *question} if then.get(key) != question.get(key)):
-        raise UserError(f"{folder} holds a comparison with other values of {', '.join(changed)}; give the same to go "
-                        "on with it, or name a new --output_dir.")  # fmt: skip
-    state["failed"] = {}
-    return state
-
-
-def _refuse_leaks(domains: Domains) -> None:
-    if leaks := domains.facts["leaks_removed"]:
-        raise UserError(f"LEAK: {leaks} labelled rows to train on are also target test rows (but for case and "
-                        "punctuation); no verdict can rest on that: remove them from one table.")  # fmt: skip
-
-
-def _write_pool(domains: Domains, file: Path, column: str, seed: int) -> int:
-    """Write the unlabelled texts that arms learn from, a random part of many; returns how many they are."""
-    assert domains.unlabeled is not None
-    count = min(len(domains.unlabeled), max(POOL, len(domains.train)))
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(domains.unlabeled))[:count])
-    texts = domains.unlabeled.select(drawn)["text"][:]
-    write_atomically(file, "".join(json.dumps({column: text}, ensure_ascii=False) + "\n" for text in texts))
-    return count
-
-
 @contextlib.contextmanager
-def _progress(job: Job) -> Iterator[Any]:
+def _progress(job: Comparison) -> Iterator[Any]:
     """Yield a bar that counts seconds, on a terminal."""
     from tqdm import tqdm
 
@@ -297,7 +95,7 @@ def _progress(job: Job) -> Iterator[Any]:
         yield bar
 
 
-def _gap(job: Job) -> None:
+def _gap(job: Comparison) -> None:
     """Write how far the domains are apart, once."""
     from hf_transfer.gap import domain_gap
 
@@ -312,7 +110,7 @@ def _gap(job: Job) -> None:
         job.console.say(json.loads((where / "gap.json").read_text(encoding="utf-8"))["verdict"])
 
 
-def _calibrate(job: Job) -> Speeds:
+def _calibrate(job: Comparison) -> Speeds:
     """Measure, on the finished frozen run and a few training steps, how fast this machine is."""
     frozen = job.path(read_arm(FROZEN), job.arguments.train.seed)
     seconds = load_run(frozen).seconds
@@ -327,7 +125,7 @@ def _calibrate(job: Job) -> Speeds:
     return Speeds(START + seconds["total"] - seconds["prepare"], max(0.0, seconds["prepare"] - learnt), forward, steps)
 
 
-def _plan(job: Job, speeds: Speeds) -> Plan:
+def _plan(job: Comparison, speeds: Speeds) -> Plan:
     """Return the plan that fits.
 
     Raises:
@@ -345,13 +143,13 @@ def _plan(job: Job, speeds: Speeds) -> Plan:
     return plan
 
 
-def _given_epochs(job: Job) -> float | None:
+def _given_epochs(job: Comparison) -> float | None:
     """Return the user's own number of epochs, or None."""
     given = any(word.split("=")[0] == "--num_train_epochs" for word in job.arguments.argv)
     return job.arguments.train.num_train_epochs if given else None
 
 
-def _shown(job: Job, plan: Plan, speeds: Speeds) -> str:
+def _shown(job: Comparison, plan: Plan, speeds: Speeds) -> str:
     """Return the plan in words and a table."""
     given = _given_epochs(job)
     lines = [
@@ -369,7 +167,7 @@ def _shown(job: Job, plan: Plan, speeds: Speeds) -> str:
     return "\n".join(lines)
 
 
-def _train_all(job: Job, plan: Plan, speeds: Speeds, bar: Any) -> None:
+def _train_all(job: Comparison, plan: Plan, speeds: Speeds, bar: Any) -> None:
     """Train controls, screen arms, train those that are left; seed by seed, so that an early end leaves whole ones."""
     seed, given = job.arguments.train.seed, _given_epochs(job)
 
@@ -403,7 +201,7 @@ def _held_out(folder: Path) -> tuple[float, float]:
     return scores["accuracy"], -scores["loss"]
 
 
-def _pretrained(job: Job, arm: Arm, speeds: Speeds, bar: Any) -> Path | None:
+def _pretrained(job: Comparison, arm: Arm, speeds: Speeds, bar: Any) -> Path | None:
     """Return the encoder that `arm` starts from, trained on the pool once for all that want it; None if it failed."""
     folder = job.folder / "pretrained" / (arm.pretraining or "default")
     data = job.arguments.data
@@ -417,7 +215,7 @@ def _pretrained(job: Job, arm: Arm, speeds: Speeds, bar: Any) -> Path | None:
 
 
 def _train(
-    job: Job, arm: Arm, seed: int, epochs: float, bar: Any, screening: bool = False, expected: float = 0.0
+    job: Comparison, arm: Arm, seed: int, epochs: float, bar: Any, screening: bool = False, expected: float = 0.0
 ) -> Path | None:
     """Train an arm unless that is done; returns its folder, or None if it failed or there is no time."""
     folder = job.path(arm, seed, screening)
@@ -447,7 +245,7 @@ def _train(
 
 
 def _run(
-    job: Job, words: list[str], folder: Path, seed: int, done: str, bar: Any, what: str, expected: float
+    job: Comparison, words: list[str], folder: Path, seed: int, done: str, bar: Any, what: str, expected: float
 ) -> Path | None:
     """Run a recipe into `folder` unless `done` is there; None if it failed, or there is no time for it."""
     name = str(folder.relative_to(job.folder / "runs") if folder.is_relative_to(job.folder / "runs")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +15,10 @@ from hf_transfer.errors import UserError
 from hf_transfer.evaluation import intervals
 from hf_transfer.report import training_seconds
 from hf_transfer.results import Run, load_run
-from hf_transfer.tables import open_table
 from hf_transfer.what_next import what_next
 
 if TYPE_CHECKING:
-    from hf_transfer.compare import Job
+    from hf_transfer.comparison import Comparison
 
 WORDS = {
     "majority": "the commonest label for every text",
@@ -31,7 +29,6 @@ WORDS = {
     RANDOM: "the same from random weights: what did pretraining give?",
     TARGET_ONLY: "fine-tuned on the target's labels alone: what did the source give?",
 }
-MOST_VALUES, FEWEST_ROWS = 20, 20  # values of a column, and rows of a value, that make a slice
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Tested:
     memory: int
 
 
-def find(job: Job) -> dict[str, Any]:
+def find(job: Comparison) -> dict[str, Any]:
     """Return the verdict with all that it rests on.
 
     Raises:
@@ -114,7 +111,7 @@ def _against(arm: Arm, controls: list[str]) -> list[str]:
     return other if arm.adaptation else [name for name in other if name != SOURCE_ONLY]
 
 
-def _tested(job: Job) -> list[Tested]:
+def _tested(job: Comparison) -> list[Tested]:
     """Return simple controls, trained ones, and arms, as far as there are finished runs of them."""
     out = []
     for name, control in job.simple.items():
@@ -148,7 +145,7 @@ def _tested(job: Job) -> list[Tested]:
     return out
 
 
-def _logits(run: Run, job: Job) -> dict[str, np.ndarray]:
+def _logits(run: Run, job: Comparison) -> dict[str, np.ndarray]:
     """Return the recorded outputs of a run, as log-probabilities (rows, classes) in the comparison's order of labels.
 
     Raises:
@@ -176,7 +173,7 @@ def _best_run(everything: dict[str, Tested], labels: np.ndarray, which: str) -> 
                key=lambda one: (one.logits[which].argmax(2) == labels).mean())  # fmt: skip
 
 
-def _described(one: Tested, job: Job, which: str, labels: np.ndarray) -> dict[str, Any]:
+def _described(one: Tested, job: Comparison, which: str, labels: np.ndarray) -> dict[str, Any]:
     """Return the scores and costs of an arm or control."""
     logits = one.logits[which]
     scores = [job.task.compute_metrics(values, labels, job.domains.label_names) for values in logits]
@@ -217,7 +214,7 @@ def _described(one: Tested, job: Job, which: str, labels: np.ndarray) -> dict[st
     return out
 
 
-def _estimated(everything: dict[str, Tested], job: Job) -> dict[str, Any] | None:
+def _estimated(everything: dict[str, Tested], job: Comparison) -> dict[str, Any] | None:
     """Return what `choose` estimates of the first run of every arm from the target's texts alone, by the arm's name."""
     from hf_transfer.choose import choose_run
 
@@ -238,7 +235,7 @@ def _estimated(everything: dict[str, Tested], job: Job) -> dict[str, Any] | None
     return facts
 
 
-def _forgetting(everything: dict[str, Tested], arms: list[Arm], job: Job) -> dict[str, Any]:
+def _forgetting(everything: dict[str, Tested], arms: list[Arm], job: Comparison) -> dict[str, Any]:
     """Return what each adaptation lost on the source's test rows against training on the source alone."""
     if not len(job.domains.source_test):
         return {}
@@ -253,7 +250,7 @@ def _forgetting(everything: dict[str, Tested], arms: list[Arm], job: Job) -> dic
     return out
 
 
-def _slices(one: Tested, job: Job, which: str, labels: np.ndarray) -> list[verdict.Part]:
+def _slices(one: Tested, job: Comparison, which: str, labels: np.ndarray) -> list[verdict.Part]:
     """Return the first run's accuracy on parts of the test rows: by length, label, and columns that were asked for."""
     right = one.logits[which][0].argmax(1) == labels
     low, high = np.quantile(job.lengths, [1 / 3, 2 / 3])
@@ -263,37 +260,12 @@ def _slices(one: Tested, job: Job, which: str, labels: np.ndarray) -> list[verdi
         f"length: over {high:.0f} tokens": job.lengths > high,
     }
     parts |= {f"label: {name}": labels == i for i, name in enumerate(job.domains.label_names)}
-    for column, values in columns(job).items():
+    for column, values in job.columns.items():
         parts |= {f"{column}: {value}": values == value for value in np.unique(values)}
     return verdict.gaps(right, parts)
 
 
-def columns(job: Job) -> dict[str, np.ndarray]:
-    """Return, as text, the asked-for columns of the tested rows.
-
-    Raises:
-        UserError: the tested table lacks one, or it has too many values for slices.
-    """
-    asked, data = job.how.slice_columns, job.arguments.data
-    if not asked:
-        return {}
-    if data.target is None or data.domain_column or len(job.domains.target_test) == 0:
-        raise UserError("--slice_columns are columns of the --target table; name one, without --domain_column.")
-    table, _ = open_table(data.target, data.text_column)
-    out = {}
-    for name in asked:
-        if name not in table.column_names:
-            raise UserError(f"--slice_columns: {Path(data.target).name} has no column '{name}'; it has "
-                            f"{', '.join(table.column_names)}.")  # fmt: skip
-        values = np.array([str(value) for value in table[name][:]])[np.array(job.domains.test["row"][:])]
-        if len(np.unique(values)) > MOST_VALUES:
-            raise UserError(f"--slice_columns: '{name}' has {len(np.unique(values))} different values; slices need a "
-                            f"column of at most {MOST_VALUES}.")  # fmt: skip
-        out[name] = values
-    return out
-
-
-def _time(job: Job) -> dict[str, Any]:
+def _time(job: Comparison) -> dict[str, Any]:
     """Return what was planned and what it took."""
     expected, real = job.state.get("expected", {}), job.state["seconds"]
     both = {name: {"expected": seconds, "seconds": real[name]} for name, seconds in expected.items() if name in real}

@@ -18,13 +18,13 @@ from hf_transfer.results import Run, write_atomically
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hf_transfer.compare import Job
+    from hf_transfer.comparison import Comparison
 
 TEXTS, SOURCE = 1000, 1000  # that are looked at, at most
 FILE = "label_next.csv"
 
 
-def what_next(job: Job, run: Run) -> dict[str, Any]:
+def what_next(job: Comparison, run: Run) -> dict[str, Any]:
     """Return texts worth labelling, also written as a table, and the gain that further labels would likely bring.
 
     No test row is looked at: the texts are of the target's unlabelled ones, and the gain is estimated from the labelled
@@ -42,7 +42,7 @@ def _sample(rows: Dataset, most: int, rng: np.random.Generator) -> Dataset:
     return rows.select(np.sort(rng.permutation(len(rows))[:most]))
 
 
-def _features(job: Job, rows: Dataset) -> np.ndarray:
+def _features(job: Comparison, rows: Dataset) -> np.ndarray:
     """Return the mean of each text's last token states in the pretrained encoder, (rows, hidden)."""
     loaded = job.setup.loaded
     encoded, _ = encode_rows(rows, ["text"], loaded, job.task, job.arguments.data.max_length)
@@ -50,7 +50,7 @@ def _features(job: Job, rows: Dataset) -> np.ndarray:
     return mean_states(trunk, encoded, job.setup.collator, loaded.model.config.num_hidden_layers)
 
 
-def _texts(job: Job, run: Run, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _texts(job: Comparison, run: Run, rng: np.random.Generator) -> list[dict[str, Any]]:
     import pandas as pd
 
     if job.domains.unlabeled is None:
@@ -70,7 +70,7 @@ def _texts(job: Job, run: Run, rng: np.random.Generator) -> list[dict[str, Any]]
     return table
 
 
-def _expected(job: Job, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _expected(job: Comparison, rng: np.random.Generator) -> list[dict[str, Any]]:
     train = job.domains.train
     own = np.array(train["domain"][:]) == job.domains.facts["target"]
     if not own.any() or own.all():
