@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from hf_transfer.comparison import Comparison
 
 WORDS = {
-    "majority": "the commonest label for every text",
-    "tfidf": "TF-IDF + logistic regression",
-    "tfidf on the target": "TF-IDF + logistic regression on the target's labels alone",
-    FROZEN: "a head on the frozen encoder",
-    SOURCE_ONLY: "fine-tuned on the source alone",
+    "majority": "the commonest label for every text.",
+    "tfidf": "TF-IDF + logistic regression.",
+    "tfidf on the target": "TF-IDF + logistic regression on the target's labels alone.",
+    FROZEN: "a head on the frozen encoder.",
+    SOURCE_ONLY: "fine-tuned on the labelled rows alone.",
     RANDOM: "the same from random weights: what did pretraining give?",
     TARGET_ONLY: "fine-tuned on the target's labels alone: what did the source give?",
 }

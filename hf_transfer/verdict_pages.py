@@ -180,7 +180,7 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
         {"title": "Arms and controls", "table": _candidates(facts),
          "lines": ["* is recommended. 95 % intervals. Seconds are those of one training, + what it shares with others "
                    "(teachers, continued pretraining).",
-                   *(f"{one['name']}: {one['words']}." for one in facts["candidates"] if one["words"])]},
+                   *(f"{one['name']}: {one['words']}" for one in facts["candidates"] if one["words"])]},
         {"title": "Does it help?", "table": _comparisons(facts),
          "lines": ["Paired on the same rows; intervals and p are Holm-corrected over all these comparisons. helps: the "
                    "interval is above 0; hurts: below 0; no difference shown: it contains 0. The last column is the "
@@ -284,8 +284,9 @@ def plot_pareto(facts: dict[str, Any], file: Path) -> None:
         axes.annotate(one["name"], (cost[one["name"]], value), textcoords="offset points", xytext=(6, 5), fontsize=8)
     axes.plot(*zip(*front, strict=True), color="0.7", linewidth=1, zorder=0, drawstyle="steps-post")
     axes.set_xscale("log")
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5), numticks=20))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.set(xlabel="seconds (log scale)", ylabel=f"accuracy on {facts['test_rows']:,} test rows, %")
     axes.grid(visible=True, alpha=0.25)
     _save(figure, file)
