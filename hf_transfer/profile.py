@@ -12,6 +12,7 @@ ADVICE = {
     "read": "convert large tables to parquet",
     "tokenise": "it is cached, the next run on these rows does without",
     "prepare": "what the method computes once is cached, the next run on these rows does without",
+    "tune": "ask for fewer trials (--tune)",
     "batches": "shorten texts (--max_length)",
     "forward": "shorten texts (--max_length), or keep the lower layers frozen (--method partial, frozen)",
     "backward": "train fewer layers (--method partial, frozen), or shorten texts (--max_length)",

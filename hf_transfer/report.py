@@ -67,8 +67,8 @@ def _row(
 
 
 def training_seconds(run: Run) -> float:
-    """Return the seconds an arm cost: preparing (encoding, heads), training, labelling; not loading and testing."""
-    return round(sum(run.seconds.get(stage, 0.0) for stage in ("prepare", "train", "label the target")), 1)
+    """Return an arm's seconds: tuning, preparing (encoding, heads), training, labelling; not loading and testing."""
+    return round(sum(run.seconds.get(stage, 0.0) for stage in ("tune", "prepare", "train", "label the target")), 1)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -166,8 +166,14 @@ def run_report(run: Run) -> str:
         f"- made by: `{run.command}`",
         "",
     ]
-    if run.choices:
-        lines.insert(-1, f"- chosen by the method: `{json.dumps(run.choices)}`")
+    by_method = {name: value for name, value in run.choices.items() if name != "tuned"}
+    if tuned := run.choices.get("tuned"):
+        best = tuned["trials"][tuned["chosen"]]
+        settings = [f"{name} {best[name]:g}" for name in ("learning_rate", "num_train_epochs") if name in best]
+        lines.insert(-1, f"- tuned: {', '.join(settings)}; the best of {len(tuned['trials'])} trials by validation "
+                         f"{tuned['by']}")  # fmt: skip
+    if by_method:
+        lines.insert(-1, f"- chosen by the method: `{json.dumps(by_method)}`")
     return "\n".join(lines)
 
 

@@ -34,27 +34,82 @@ def fit(
     one big batch agree. With --profile, `meter` gets the seconds of the parts of a step too.
     """
     import torch
-    from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
 
     setup = prepared.inputs or setup
+    trainable = {name: p for name, p in prepared.model.named_parameters() if p.requires_grad}
+    if trainable and arguments.train.eval_strategy != "no" and not len(setup.validation):
+        raise UserError("there are no validation rows to choose a checkpoint by; raise --validation_fraction, or set "
+                        "it to 0 to keep the last checkpoint.")  # fmt: skip
+    note_start(partial, setup, arguments)
+    if not trainable:
+        return []
+    trainer = make_trainer(prepared, setup, task, arguments, partial / "checkpoints", meter)
+    if prepared.lr_scale:
+        scale_learning_rates(trainer, prepared.lr_scale)
+    before = {name: torch.hash_tensor(p.detach().cpu()) for name, p in trainable.items()}
+    checkpoint = last_whole_checkpoint(partial / "checkpoints") if arguments.train.resume else None
+    hooks = pass_weights_on(prepared.model) if setup.sample_weights is not None else []
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    for hook in hooks:
+        hook.remove()
+    losses = [
+        result.training_loss,
+        *(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry),
+    ]
+    if not np.isfinite(losses).all():
+        shutil.rmtree(partial, ignore_errors=True)  # resuming would bring no better
+        raise UserError("the training or validation loss became infinite or nan; lower --learning_rate "
+                        f"(it was {arguments.train.learning_rate}) or use --precision fp32.")  # fmt: skip
+    unmoved = [name for name, p in trainable.items() if torch.hash_tensor(p.detach().cpu()) == before[name]]
+    if unmoved and trainer.state.global_step > 2 and checkpoint is None:
+        print(f"warning: {len(unmoved)} trainable tensors did not move, among them {unmoved[0]}")
+    release(trainer)
+    return [
+        {key: value for key, value in entry.items() if "per_second" not in key} for entry in trainer.state.log_history
+    ]
+
+
+def note_start(partial: Path, setup: Setup, arguments: Arguments) -> None:
+    """Make the run's folder and note what was asked for, by which --resume knows the run; a note there is kept."""
+    partial.mkdir(parents=True, exist_ok=True)  # not before here: what the user got wrong leaves nothing behind
+    if not (partial / "arguments.json").is_file():
+        started = {**as_dict(arguments), "fingerprint": setup.fingerprint}
+        write_atomically(partial / "arguments.json", json.dumps(started, default=str))
+
+
+def make_trainer(
+    prepared: Prepared,
+    setup: Setup,
+    task: Task,
+    arguments: Arguments,
+    folder: Path,
+    meter: Meter | None = None,
+    *,
+    trial: bool = False,
+) -> Any:
+    """Return a stock Trainer of `prepared.model`, its checkpoints under `folder`.
+
+    Args:
+        prepared: by the method.
+        setup: what it is trained on.
+        task: what the data means.
+        arguments: of the run.
+        folder: for checkpoints.
+        meter: gets the seconds of the parts of a step, with --profile.
+        trial: only the scores are wanted: the Trainer takes its model from `model_init`, as a search asks for, and
+            writes nothing; it trains as it otherwise would, and ends when it otherwise would.
+    """
+    from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer
+
     train = setup.train
     if setup.sample_weights is not None:
         train = train.add_column("sample_weight", setup.sample_weights)
-    trainable = {name: p for name, p in prepared.model.named_parameters() if p.requires_grad}
     label_names = list(setup.loaded.model.config.id2label.values())
-    evaluates = arguments.train.eval_strategy != "no"
-    if trainable and evaluates and not len(setup.validation):
-        raise UserError("there are no validation rows to choose a checkpoint by; raise --validation_fraction, or set "
-                        "it to 0 to keep the last checkpoint.")  # fmt: skip
-    partial.mkdir(parents=True, exist_ok=True)  # not before here: what the user got wrong leaves nothing behind
-    started = {**as_dict(arguments), "fingerprint": setup.fingerprint}
-    write_atomically(partial / "arguments.json", json.dumps(started, default=str))
-    if not trainable:
-        return []
     given: Any = arguments.train
+    evaluates = given.eval_strategy != "no"
     train_args = replace(
         given,
-        output_dir=str(partial / "checkpoints"),
+        output_dir=str(folder),
         remove_unused_columns=False,  # the sampler needs `length`, which the collator leaves out
         metric_for_best_model=(prepared.headline or given.metric_for_best_model or task.headline)
         if evaluates
@@ -64,10 +119,11 @@ def fit(
         push_to_hub=False,  # only the finished run is pushed, when it is verified
         logging_nan_inf_filter=False,  # it would hide a loss that is no number
         log_level_replica="error",  # one process speaks; the others would say which weights a checkpoint left out
+        **({"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"} if trial else {}),
     )
     callbacks = list(prepared.callbacks)
-    if evaluates and train_args.load_best_model_at_end and train_args.early_stopping_patience > 0:
-        callbacks.append(EarlyStoppingCallback(train_args.early_stopping_patience))
+    if evaluates and given.load_best_model_at_end and given.early_stopping_patience > 0:
+        callbacks.append(EarlyStoppingCallback(given.early_stopping_patience))
     if given.profile and meter:
         callbacks.append(StepTimes(meter.seconds))
 
@@ -80,7 +136,8 @@ def fit(
     prepared.model.accepts_loss_kwargs = False
     setup.loaded.model.accepts_loss_kwargs = False
     trainer = Trainer(
-        model=prepared.model,
+        model=None if trial else prepared.model,
+        model_init=(lambda: prepared.model) if trial else None,
         args=train_args,
         data_collator=setup.collator,
         train_dataset=_fill_up(train, arguments),
@@ -90,34 +147,12 @@ def fit(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    if arguments.train.quiet:
+    if given.quiet:
         trainer.remove_callback(ProgressCallback)
-    if prepared.lr_scale:
-        _scale_learning_rates(trainer, prepared.lr_scale)
-    before = {name: torch.hash_tensor(p.detach().cpu()) for name, p in trainable.items()}
-    checkpoint = last_whole_checkpoint(partial / "checkpoints") if arguments.train.resume else None
-    hooks = _pass_weights_on(prepared.model) if setup.sample_weights is not None else []
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    for hook in hooks:
-        hook.remove()
-    losses = [
-        result.training_loss,
-        *(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry),
-    ]
-    if not np.isfinite(losses).all():
-        shutil.rmtree(partial, ignore_errors=True)  # resuming would bring no better
-        raise UserError("the training or validation loss became infinite or nan; lower --learning_rate "
-                        f"(it was {train_args.learning_rate}) or use --precision fp32.")  # fmt: skip
-    unmoved = [name for name, p in trainable.items() if torch.hash_tensor(p.detach().cpu()) == before[name]]
-    if unmoved and trainer.state.global_step > 2 and checkpoint is None:
-        print(f"warning: {len(unmoved)} trainable tensors did not move, among them {unmoved[0]}")
-    release(trainer)
-    return [
-        {key: value for key, value in entry.items() if "per_second" not in key} for entry in trainer.state.log_history
-    ]
+    return trainer
 
 
-def _pass_weights_on(model: Any) -> list[Any]:
+def pass_weights_on(model: Any) -> list[Any]:
     """Take `sample_weight`, which no model knows, off a batch and put it beside the outputs, where the loss looks."""
 
     def take(module: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -165,7 +200,7 @@ def _fill_up(train: Dataset, arguments: Arguments) -> Dataset:
     return concatenate_datasets([train, shortest.map(lambda row: {"labels": -100})])
 
 
-def _scale_learning_rates(trainer: Any, lr_scale: dict[str, float]) -> None:
+def scale_learning_rates(trainer: Any, lr_scale: dict[str, float]) -> None:
     """Split the Trainer's own parameter groups by learning-rate factor."""
     optimizer = trainer.create_optimizer()
     name_of = {id(p): name for name, p in trainer.model.named_parameters()}

@@ -27,8 +27,10 @@ from hf_transfer.begin import begin
 from hf_transfer.errors import UserError, reporting_errors
 from hf_transfer.finish import finish
 from hf_transfer.importance import SourceArguments, weigh
+from hf_transfer.methods import Prepared, Setup
 from hf_transfer.results import Run
 from hf_transfer.training import fit
+from hf_transfer.tuning import TuneArguments, check_tuning, tune
 
 
 @dataclass
@@ -48,9 +50,17 @@ def main(argv: list[str] | None = None) -> Run:
     name = flag(argv, "--alignment", "")
     chosen = None if name == "none" else alignment.load(name)
     own = (AlignmentArguments, chosen.Arguments) if chosen else ()
-    arguments = parse(argv, description=__doc__, more=(Choice, SourceArguments, *own))
-    _, source, *how = arguments.more
+    arguments = parse(argv, description=__doc__, more=(Choice, SourceArguments, TuneArguments, *own))
+    _, source, _, *how = arguments.more
     used = _check(arguments, source, by_trainer, name)
+    check_tuning(arguments)
+
+    def prepare(setup: Setup) -> Prepared:
+        return arguments.method_module.prepare(setup, arguments.method)
+
+    def together(prepared: Prepared, setup: Setup) -> Prepared:
+        return align(prepared, setup, chosen, how[1], how[0].alignment_weight) if chosen else prepared
+
     with begin(arguments) as job:
         set_seed(arguments.train.seed)
         assert job.pool is not None
@@ -65,11 +75,14 @@ def main(argv: list[str] | None = None) -> Run:
                     train_domains=job.domains.train["domain"][:],
                     validation_domains=job.domains.validation["domain"][:],
                 )
-            prepared = arguments.method_module.prepare(setup, arguments.method)
-            prepared.choices.update(noted)
-            together = align(prepared, setup, chosen, how[1], how[0].alignment_weight) if chosen else prepared
+        job, tuned = tune(job, setup, lambda own: together(prepare(own), own))
+        set_seed(arguments.train.seed)
+        with job.meter.stage("prepare"):
+            prepared = prepare(setup)
+            prepared.choices.update(noted | tuned)
+            trained = together(prepared, setup)
         with job.meter.stage("train"):
-            history = fit(together, setup, job.task, arguments, job.partial, job.meter)
+            history = fit(trained, setup, job.task, job.arguments, job.partial, job.meter)
         return finish(job, prepared, recipe="adapt_domain", history=history, adaptation="+".join(used))
 
 
