@@ -46,6 +46,11 @@ class Arm:
         return self.adaptation if self.adaptation in objectives.names() else None
 
     @property
+    def tunes(self) -> bool:
+        """Whether --tune can choose its settings; self-training takes those of its method on the source."""
+        return self.learns_by_epochs and self.adaptation != SELF_TRAIN
+
+    @property
     def uses_target(self) -> bool:
         """Whether it learns from the target's unlabelled texts."""
         return bool(self.adaptation) and self.name not in (RANDOM, TARGET_ONLY)

@@ -150,8 +150,18 @@ def epochs_of(arm: Arm, share: float, given: float | None) -> float:
     return share * whole * (0.5 if arm.adaptation == SELF_TRAIN else 1.0)  # which has several times the rows
 
 
-def run_seconds(arm: Arm, epochs: float, rows: Rows, speeds: Speeds) -> float:
-    """Return what one run of `arm` is expected to take, without pretraining that it shares with others."""
+def run_seconds(arm: Arm, epochs: float, rows: Rows, speeds: Speeds, trials: int = 0) -> float:
+    """Return what one run of `arm` is expected to take, without pretraining that it shares with others.
+
+    Args:
+        arm: which.
+        epochs: it trains for.
+        rows: there are.
+        speeds: measured.
+        trials: that choose its settings before, each as long as a training.
+    """
+    if arm.tunes:
+        epochs *= 1 + trials
     pool = rows.pool * speeds.forward if arm.uses_target else 0.0
     labelling = TEACHERS * pool if arm.adaptation == SELF_TRAIN else 0.0
     if not arm.learns_by_epochs:
@@ -173,7 +183,14 @@ def pretraining_seconds(rows: Rows, speeds: Speeds) -> float:
 
 
 def make_plan(
-    controls: list[Arm], arms: list[Arm], seeds: int, given: float | None, rows: Rows, speeds: Speeds, room: float
+    controls: list[Arm],
+    arms: list[Arm],
+    seeds: int,
+    given: float | None,
+    rows: Rows,
+    speeds: Speeds,
+    room: float,
+    trials: int = 0,
 ) -> Plan:
     """Return the most thorough plan that fits into `room` seconds; if none does the least one, which takes longer.
 
@@ -187,13 +204,14 @@ def make_plan(
         rows: there are.
         speeds: measured.
         room: seconds.
+        trials: before every run but those that screen.
     """
     screened = [arm for arm in arms if arm.learns_by_epochs]
     pretrained = len({arm.pretraining for arm in arms if arm.pretraining is not None})
     shared = pretrained * pretraining_seconds(rows, speeds) if pretrained else 0.0
 
-    def cost(some: list[Arm], share: float) -> list[float]:
-        return [run_seconds(arm, epochs_of(arm, share, given) if arm.learns_by_epochs else 0.0, rows, speeds)
+    def cost(some: list[Arm], share: float, trials: int = trials) -> list[float]:
+        return [run_seconds(arm, epochs_of(arm, share, given) if arm.learns_by_epochs else 0.0, rows, speeds, trials)
                 for arm in some]  # fmt: skip
 
     plans = []
@@ -203,7 +221,7 @@ def make_plan(
         plans.append(Plan(count, share, [], 0, shared + count * (always + sum(last))))
         if len(screened) > 1:
             keep = math.ceil(len(screened) / 2)
-            before = sum(cost(screened, share * SCREENING))
+            before = sum(cost(screened, share * SCREENING, 0))
             plans.append(Plan(count, share, [arm.name for arm in screened], keep,
                               shared + before + count * (always + sum(last[:keep]))))  # fmt: skip
     return next((plan for plan in plans if plan.seconds <= room), min(plans, key=lambda plan: plan.seconds))

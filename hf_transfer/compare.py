@@ -49,7 +49,7 @@ START = 1.0  # seconds that a process takes to begin
 GAP_ROWS = 300  # of a domain: the report must not eat the budget
 # flags of this command, or of how a run is made, which is not the user's to say here
 OWN = (
-    "budget", "arms", "seeds", "slice_columns", "num_processes", "backtest", "output_dir", "seed", "split_seed",
+    "budget", "arms", "seeds", "tune", "slice_columns", "num_processes", "backtest", "output_dir", "seed", "split_seed",
     "quiet", "profile", "resume", "target_unlabeled", "target_only", "num_train_epochs", "model", "report_to",
 )  # fmt: skip
 
@@ -135,7 +135,7 @@ def _plan(job: Comparison, speeds: Speeds) -> Plan:
     others = [arm for arm in job.arms if arm.name not in names]
     train = job.arguments.train
     room = SPARE * job.budget - job.spent
-    plan = make_plan(job.controls, others, job.how.seeds, _given_epochs(job), job.rows, speeds, room)
+    plan = make_plan(job.controls, others, job.how.seeds, _given_epochs(job), job.rows, speeds, room, job.trials)
     if plan.seconds > room:
         raise UserError(f"--budget {job.how.budget} is too short: the least comparison of these arms takes about "
                         f"{duration((plan.seconds + job.spent) / SPARE)} here; give that much, fewer --arms, or fewer "
@@ -162,7 +162,7 @@ def _shown(job: Comparison, plan: Plan, speeds: Speeds) -> str:
     for arm in dict.fromkeys([*job.controls, *job.arms]):
         epochs = epochs_of(arm, plan.share, given) if arm.learns_by_epochs else 0.0
         role = "" if arm in job.arms else "  control"
-        expected = run_seconds(arm, epochs, job.rows, speeds)
+        expected = run_seconds(arm, epochs, job.rows, speeds, job.trials)
         lines.append(f"{arm.name:22} {f'{epochs:g}' if epochs else '':>7} {expected:>14.0f}{role}")
     return "\n".join(lines)
 
@@ -175,7 +175,8 @@ def _train_all(job: Comparison, plan: Plan, speeds: Speeds, bar: Any) -> None:
         epochs = epochs_of(arm, share, given) if arm.learns_by_epochs else 0.0
         if arm.pretraining is not None and _pretrained(job, arm, speeds, bar) is None:
             return None
-        return _train(job, arm, number, epochs, bar, screening, run_seconds(arm, epochs, job.rows, speeds))
+        expected = run_seconds(arm, epochs, job.rows, speeds, 0 if screening else job.trials)
+        return _train(job, arm, number, epochs, bar, screening, expected)
 
     for control in job.controls:
         train(control, seed, plan.share)
@@ -235,8 +236,16 @@ def _train(
     recipe, *own_flags = command(arm, base=base, pool=str(job.pool), teachers=teachers)
     if arm.learns_by_epochs:
         own_flags += ["--num_train_epochs", f"{epochs:g}"]
+    tunes = job.trials and arm.tunes and not screening
     if arm.name == TARGET_ONLY and job.arguments.data.target_shots != "all":
         own_flags += ["--validation_fraction", "0"]  # all that is held out is the source's
+        tunes = False
+    if tunes:
+        own_flags += ["--tune", str(job.trials)]
+    if job.trials and arm.adaptation == SELF_TRAIN and arm.learns_by_epochs:
+        source_only = job.path(read_arm(arm.method), seed)
+        if (source_only / "run.json").is_file():
+            own_flags += ["--learning_rate", str(load_run(source_only).arguments["learning_rate"])]
     split = job.arguments.data.split_seed
     own_flags += ["--split_seed", str(job.arguments.train.seed if split is None else split)]
     what = f"{arm.name}, {'screening' if screening else f'seed {seed}'}"
@@ -259,7 +268,10 @@ def _run(
         job.state["failed"][name] = f"no time: about {duration(expected)} needed, {duration(left)} left"
         job.save()
         return None
-    shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
+    partial = folder.with_name(folder.name + ".partial")
+    resume = ["--resume"] if (partial / "arguments.json").is_file() else []  # killed: its checkpoints and trials count
+    if not resume:
+        shutil.rmtree(partial, ignore_errors=True)
     (job.folder / "logs").mkdir(exist_ok=True)
     log = job.folder / "logs" / f"{name.replace('/', '-')}.log"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -271,7 +283,7 @@ def _run(
         bar.refresh()
 
     argv = ["run", "--num_processes", str(job.how.num_processes), *words, "--seed", str(seed), "--output_dir",
-            str(folder), "--quiet"]  # fmt: skip
+            str(folder), "--quiet", *resume]  # fmt: skip
     ended = run_command(argv, log, seconds=left, tick=tick)
     if ended.code == 0 and (folder / done).is_file():
         job.state["seconds"][name] = round(ended.seconds, 3)
@@ -282,7 +294,7 @@ def _run(
         job.began += ended.seconds
         job.save()
         return folder
-    shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
     reason = "stopped: the budget was spent" if ended.code is None else ended.error
     job.state["failed"][name] = reason
     job.console.say(f"{what}: {reason}")

@@ -28,6 +28,7 @@ from hf_transfer.processes import warm_up
 from hf_transfer.resources import Meter
 from hf_transfer.results import check_writable, write_atomically
 from hf_transfer.tables import open_table
+from hf_transfer.tuning import TuneArguments, check_trials
 
 if TYPE_CHECKING:
     from hf_transfer.tasks import Task
@@ -107,6 +108,11 @@ class Comparison:
     began: float
 
     @property
+    def trials(self) -> int:
+        """That choose an arm's settings before its training."""
+        return self.arguments.more[1].tune
+
+    @property
     def budget(self) -> float:
         """Seconds for everything."""
         return read_duration(self.how.budget)
@@ -139,8 +145,9 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     from hf_transfer import tasks
 
     began = time.perf_counter()
-    arguments = parse(argv, description, (CompareArguments,), model=BaseArguments)
-    (how,), train, data = arguments.more, arguments.train, arguments.data
+    arguments = parse(argv, description, (CompareArguments, TuneArguments), model=BaseArguments)
+    (how, tuning), train, data = arguments.more, arguments.train, arguments.data
+    check_trials(tuning.tune)
     if how.seeds < 1 or how.num_processes < 1:
         raise UserError(f"--seeds is {how.seeds} and --num_processes {how.num_processes}; both must be at least 1.")
     if train.push_to_hub:

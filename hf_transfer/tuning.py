@@ -65,9 +65,8 @@ def check_tuning(arguments: Arguments) -> None:
         UserError: there are fewer than 0, or what they need is missing.
     """
     trials = _wanted(arguments)
+    check_trials(trials)
     method, train = arguments.model.method, arguments.train
-    if trials < 0:
-        raise UserError(f"--tune is {trials}; give the number of trials, 1 or more, or 0 for none.")
     if not trials:
         return
     if not arguments.method_module.DEFAULTS:
@@ -83,7 +82,17 @@ def check_tuning(arguments: Arguments) -> None:
     if sharded or train.fsdp or train.deepspeed:
         raise UserError("--tune works in one process or with DDP, not with FSDP or DeepSpeed; leave these out, or tune "
                         "in a run of its own and give its --learning_rate and --num_train_epochs.")  # fmt: skip
-    if importlib.util.find_spec("optuna") is None:
+
+
+def check_trials(trials: int) -> None:
+    """Check the number alone, and that trials can be made at all.
+
+    Raises:
+        UserError: it is below 0, or optuna is missing.
+    """
+    if trials < 0:
+        raise UserError(f"--tune is {trials}; give the number of trials, 1 or more, or 0 for none.")
+    if trials and importlib.util.find_spec("optuna") is None:
         raise UserError("--tune needs optuna; run: pip install 'hf-transfer-nlp[tune]'.")
 
 

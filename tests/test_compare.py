@@ -200,6 +200,7 @@ def test_again_trains_nothing_and_says_the_same(done, folder):
         ({"budget": "soon"}, "--budget is 'soon'; give a time like 90s, 10m or 2h"),
         ({"budget": "0m"}, "--budget is '0m'"),
         ({"seeds": "0"}, "--seeds is 0"),
+        ({"tune": "-1"}, "--tune is -1"),
         ({"slice_columns": "shops"}, "has no column 'shops'; it has text, label, shop"),
         ({"slice_columns": "text"}, "'text' has 120 different values"),
         ({"method": "lora"}, "unknown flag --method"),
@@ -384,6 +385,8 @@ def test_seconds_expected_of_a_run():
     assert seconds("coral+full") == 10 + 2 * 4 * (1600 * 0.05 + 200 * 0.01)
     assert seconds("dapt+full") == seconds("full")
     assert seconds("frozen") == 10 + 5 + 1800 * 0.01
+    assert run_seconds(read_arm("full"), 4.0, ROWS, SPEEDS, 3) == 10 + 4 * 4 * (1600 * 0.05 + 200 * 0.01)
+    assert run_seconds(read_arm("frozen"), 0.0, ROWS, SPEEDS, 3) == seconds("frozen")
     assert seconds("self_train+full", 2.0) == 10 + 2 * 20 + 2 * (3600 * 0.05 + 2)
 
 
