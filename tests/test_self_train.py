@@ -200,7 +200,7 @@ def test_refused(change, tables, tmp_path):
                                             "--output_dir", str(tmp_path / "run"), *change])  # fmt: skip
 
 
-def test_teachers(tiny, tables, tmp_path, capsys):
+def test_teachers(tiny, tables, tmp_path, capsys, monkeypatch):
     """Finished runs give the first labels, of a sample of the texts: their mean, in this run's order of labels."""
     pool = conftest.write_table(tmp_path / "pool.jsonl", [{"text": t} for t in conftest.corpus_texts("films")[:60]])
     common = ["--model", str(tiny), "--source", str(tables["source"]), "--target", str(tables["target"]), "--quiet",
@@ -212,13 +212,19 @@ def test_teachers(tiny, tables, tmp_path, capsys):
         conftest.load_recipe("finetune")([*common, "--method", method, "--output_dir", folders[-1], *more])
     argv = [word for word in common if word != "--quiet"]
     argv += ["--method", "frozen", "--target_unlabeled", str(pool), "--fraction", "0.5", "--pool_rows", "40"]
-    run = conftest.load_recipe("self_train")([*argv, "--teachers", *folders, "--output_dir", str(tmp_path / "run")])
+    main, jobs = conftest.load_recipe("self_train"), []
+    own = main.__globals__["sampled"]
+    monkeypatch.setitem(main.__globals__, "sampled", lambda job, most: jobs.append(own(job, most)) or jobs[0])
+    run = main([*argv, "--teachers", *folders, "--output_dir", str(tmp_path / "run")])
     assert "a random 40 of its 60 unlabelled texts" in capsys.readouterr().out
     assert run.choices["pool_rows"] == 40
     (only,) = run.choices["rounds"]
     assert only["round"] == 1
     picked = np.sort(np.random.default_rng(run.seed).permutation(60)[:40])
     texts = [conftest.corpus_texts("films")[i] for i in picked]
+    assert jobs[0].domains.unlabeled["text"][:] == texts
+    ids = AutoTokenizer.from_pretrained(tiny)(texts, truncation=True, max_length=40)["input_ids"]
+    assert jobs[0].pool["input_ids"][:] == ids, "what is labelled is what is learned from"
     given = np.mean([scorer(Path(folder))(texts) for folder in folders], axis=0)
     expected = most_confident(given, np.array([0.5, 0.5]), 0.5)
     assert only["rows"] == run.data["rows"]["train"] + len(expected.rows)
