@@ -95,10 +95,10 @@ def adapted(arm: str, source: str, target: str, seed: int, arguments: argparse.N
     """Return the run of an adaptation to one target."""
     adaptation, _, method = arm.partition("+")
     recipe, flags = ADAPTATIONS[adaptation]
+    if method == "frozen" and recipe == "self_train":  # it has no epochs, and its own first head labels at once
+        flags = [] if "{own}" in flags else flags[: flags.index("--num_train_epochs")]
     names = {name: method if name == "own" else name for name in ("full", "frozen", "own") if f"{{{name}}}" in flags}
     known = {f"{{{name}}}": str(alone(which, source, target, seed, arguments)) for name, which in names.items()}
-    if method == "frozen" and "--num_train_epochs" in flags:  # it has none
-        flags = flags[: flags.index("--num_train_epochs")]
     flags = [known.get(flag, flag) for flag in flags]
     folder = Path(arguments.work) / f"{arm}-{source}-{target}-seed{seed}"
     flags += ["--target_unlabeled", str(pool(target, arguments))]

@@ -22,6 +22,7 @@ from hf_transfer.alignment import Batch, udalm
 from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.errors import UserError
 from hf_transfer.features import from_first_process
+from hf_transfer.methods import NO_LABEL
 from hf_transfer.objectives import padded
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 PREFIX = "target_"
 SOURCE_LABELS = "source_labels"
-NO_LABEL = -100
 HELD_OUT = 0.1  # share of the target's texts whose masked words help to choose the checkpoint
 NEIGHBOURS = 200  # target rows of nearest length among which a batch's are drawn
 # training has failed if after the share EARLY of it every text gets one label for PATIENCE steps, or the running

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +90,16 @@ def table_key(rows: Dataset, columns: list[str]) -> str:
     for batch in rows.select_columns(columns).with_format("arrow").iter(1000):
         digest.update(json.dumps(batch.to_pydict(), sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def cached_array(name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array that the cache holds under `name`, computed at the first call."""
+    file = cache_folder() / f"{name}.npy"
+    if not file.is_file():
+        part = file.with_suffix(f".{os.getpid()}.part.npy")
+        np.save(part, compute(), allow_pickle=False)
+        part.replace(file)
+    return np.load(file, allow_pickle=False)
 
 
 def weights_key(module: nn.Module) -> str:
@@ -235,17 +245,15 @@ def pooled_states(trunk: PreTrainedModel, encoded: Dataset, collator: Any, progr
         progress: a bar that is told of rows.
     """
     key = cache_key("pooled", weights_key(trunk), rows_key(encoded), str(trunk.dtype))
-    file = cache_folder() / f"pooled-{key}.npy"
-    if file.is_file():
-        if progress is not None:
-            progress.update(len(encoded))
-        return np.load(file, allow_pickle=False)
-    out = np.empty((len(encoded), trunk.config.num_hidden_layers + 1, trunk.config.hidden_size), dtype=np.float32)
-    for rows, mask, states in run_trunk(trunk, encoded, collator, progress):
-        weights = mask.unsqueeze(-1).float()
-        for layer, one in enumerate(states):
-            out[rows, layer] = ((one.float() * weights).sum(1) / weights.sum(1)).cpu().numpy()
-    part = file.with_suffix(f".{os.getpid()}.part.npy")
-    np.save(part, out, allow_pickle=False)
-    part.replace(file)
-    return out
+    if progress is not None and (cache_folder() / f"pooled-{key}.npy").is_file():
+        progress.update(len(encoded))
+
+    def compute() -> np.ndarray:
+        out = np.empty((len(encoded), trunk.config.num_hidden_layers + 1, trunk.config.hidden_size), dtype=np.float32)
+        for rows, mask, states in run_trunk(trunk, encoded, collator, progress):
+            weights = mask.unsqueeze(-1).float()
+            for layer, one in enumerate(states):
+                out[rows, layer] = ((one.float() * weights).sum(1) / weights.sum(1)).cpu().numpy()
+        return out
+
+    return cached_array(f"pooled-{key}", compute)

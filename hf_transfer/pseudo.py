@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_transfer.errors import UserError, listed
 from hf_transfer.features import from_first_process
+from hf_transfer.inference import predict_logits
+from hf_transfer.methods import NO_LABEL
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_transfer.begin import Job
     from hf_transfer.data import Domains
+    from hf_transfer.methods import Prepared
 
 PIECE = 256  # texts between two moves of the bar
 
@@ -54,9 +59,49 @@ def most_confident(probabilities: np.ndarray, shares: np.ndarray, fraction: floa
     return Pseudo(rows, labels[rows], labels)
 
 
-def labelled(pool: Dataset, pseudo: Pseudo) -> Dataset:
-    """Return the chosen rows of the encoded pool with their pseudo-labels."""
-    return pool.select(pseudo.rows).add_column("labels", pseudo.labels.astype(np.int64))
+def sampled(job: Job, most: int | None) -> Job:
+    """Return `job` with at most so many of the target's unlabelled texts, chosen at random by its seed."""
+    assert job.pool is not None
+    assert job.domains.unlabeled is not None
+    if most is None or len(job.pool) <= most:
+        return job
+    job.console.say(f"target: a random {most:,} of its {len(job.pool):,} unlabelled texts (--pool_rows)")
+    rows = np.sort(np.random.default_rng(job.setup.seed).permutation(len(job.pool))[:most])
+    domains = replace(job.domains, unlabeled=job.domains.unlabeled.select(rows))
+    return replace(job, domains=domains, pool=job.pool.select(rows))
+
+
+def training_rows(job: Job, pseudo: Pseudo | None) -> Dataset:
+    """Return the source's training rows, then the target's texts with the labels they are trusted with.
+
+    A method that trains by itself is given the others too, labelled NO_LABEL: it has their logits then, at no cost.
+    """
+    from datasets import concatenate_datasets
+
+    assert job.pool is not None
+    labels = np.full(len(job.pool), NO_LABEL)
+    if pseudo is not None:
+        labels[pseudo.rows] = pseudo.labels
+    pool = job.pool.add_column("labels", labels)
+    if job.arguments.method_module.DEFAULTS:
+        pool = pool.select(np.flatnonzero(labels != NO_LABEL))
+    return concatenate_datasets([job.encoded["train"], pool])
+
+
+def logits_of(job: Job, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logits of the target's texts and of the held-out source rows, from a method that has them or anew.
+
+    Args:
+        job: what was trained on.
+        prepared: the trained model.
+    """
+    assert job.pool is not None
+    if prepared.logits is not None:
+        of_training, of_validation = prepared.logits()
+        return of_training[-len(job.pool) :], of_validation
+    anew = partial(predict_logits, prepared.model, collator=job.setup.collator, precision=job.setup.precision,
+                   quiet=job.setup.quiet)  # fmt: skip
+    return anew(job.pool), anew(job.setup.validation)
 
 
 def taught(folders: list[str], domains: Domains, *, quiet: bool) -> np.ndarray:

@@ -1,16 +1,25 @@
-"""Self-training: which rows are trusted, and rounds that stop where they bring nothing."""
+"""Self-training: which rows are trusted, rounds that stop where they bring nothing, texts that are encoded once."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import conftest
 import numpy as np
 import pytest
+import scipy.special
+from transformers import AutoTokenizer, BertModel, GPT2Model
 
+from hf_transfer import methods, pooling
 from hf_transfer.errors import UserError
+from hf_transfer.inference import predict_logits
+from hf_transfer.methods import NO_LABEL
 from hf_transfer.predict import scorer
 from hf_transfer.pseudo import most_confident
+from hf_transfer.results import load_run
 
 
 def test_the_most_confident_of_each_class():
@@ -42,15 +51,157 @@ def test_rounds(method, tiny, tables, tmp_path):
     assert run.arm == f"self_train+{method}"
 
 
-@pytest.mark.parametrize("change", [["--rounds", "0"], ["--fraction", "0"], ["--fraction", "1.5"]])
+@pytest.fixture
+def frozen(tables, tmp_path, monkeypatch):
+    """A command line of the frozen method, 40 target texts and a cache of its own."""
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "cache"))
+    pool = conftest.write_table(tmp_path / "pool.jsonl", [{"text": t} for t in conftest.corpus_texts("films")[:40]])
+
+    def make(model, output, *more):
+        return ["--model", str(model), "--source", str(tables["source"]), "--target", str(tables["target"]), "--method",
+                "frozen", "--target_unlabeled", str(pool), "--max_length", "40", "--validation_fraction", "0.2",
+                "--precision", "fp32", "--quiet", "--output_dir", str(output), *more]  # fmt: skip
+
+    return make
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(("kind", "trunk"), [("bert", BertModel), ("gpt2", GPT2Model)])
+def test_a_frozen_encoder_reads_the_targets_texts_once(kind, trunk, frozen, tmp_path, monkeypatch):
+    """However many rounds there are; and the trunk sees the source's rows only as often as without any round."""
+    model, seen = conftest.make_model(tmp_path / "model", kind), Counter()
+    forward = trunk.forward
+
+    def counted(self, input_ids, attention_mask, **more):
+        seen.update(tuple(ids[mask.bool()].tolist()) for ids, mask in zip(input_ids, attention_mask, strict=True))
+        return forward(self, input_ids, attention_mask=attention_mask, **more)
+
+    monkeypatch.setattr(trunk, "forward", counted)
+    main = conftest.load_recipe("self_train")
+    monkeypatch.setitem(main.__globals__, "SAME", 1.0)  # no round ends it
+    monkeypatch.setitem(main.__globals__, "WORSE", 1.0)
+    run = main(frozen(model, tmp_path / "run", "--rounds", "3"))
+    assert len(run.choices["rounds"]) == 4, "all of them ran"
+    texts = conftest.corpus_texts("films")[:40]
+    ids = [
+        tuple(row) for row in AutoTokenizer.from_pretrained(model)(texts, truncation=True, max_length=40)["input_ids"]
+    ]
+    assert [seen[row] for row in ids] == [1] * 40
+    rounds = seen.total()
+    seen.clear()
+    monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "other"))
+    argv = frozen(model, tmp_path / "plain")
+    del argv[argv.index("--target_unlabeled") : argv.index("--target_unlabeled") + 2]
+    conftest.load_recipe("finetune")(argv)
+    validation = run.data["rows"]["validation"] if kind == "gpt2" else 0  # finetune does not ask for its logits
+    assert rounds == seen.total() + 40 + validation
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_labels_are_the_predictions_of_the_model_that_is_saved(kind, frozen, tmp_path, monkeypatch):
+    """In every round the logits that choose labels, of the cached states, are those of the round's own model."""
+    model, found = conftest.make_model(tmp_path / "model", kind), []
+    main = conftest.load_recipe("self_train")
+    own = main.__globals__["logits_of"]
+
+    def checked(job, prepared):
+        found.append(own(job, prepared))
+        for given, part in zip(found[-1], (job.pool, job.setup.validation), strict=True):
+            again = predict_logits(prepared.model, part, job.setup.collator, precision="fp32")
+            np.testing.assert_allclose(given, again, atol=0.02)
+        return found[-1]
+
+    monkeypatch.setitem(main.__globals__, "logits_of", checked)
+    monkeypatch.setitem(main.__globals__, "WORSE", 1.0)
+    run = main(frozen(model, tmp_path / "run"))
+    assert len(found) == 2
+    assert np.ptp(found[-1][0]) > 0.5
+    assert np.abs(found[0][0] - found[1][0]).max() > 0.05, "a round learns from its labels"
+    expected = scipy.special.softmax(found[-1][0], axis=1)
+    np.testing.assert_allclose(scorer(run.folder)(conftest.corpus_texts("films")[:40]), expected, atol=0.01)
+
+
+@pytest.mark.recipe
+def test_nothing_is_learned_from_rows_without_a_label(tiny, frozen, tmp_path, monkeypatch):
+    learned, fit_pools = [], pooling.fit_pools
+
+    def spied(states, labels, rows, **more):
+        learned.append([labels[states.order[own]] for own in rows])
+        return fit_pools(states, labels, rows, **more)
+
+    monkeypatch.setattr(pooling, "fit_pools", spied)
+    run = conftest.load_recipe("self_train")(frozen(tiny, tmp_path / "run", "--fraction", "0.5"))
+    assert all((labels != NO_LABEL).all() for heads in learned for labels in heads)
+    assert [len(labels) for labels in (learned[-2][-1], learned[-1][-1])] == [
+        one["rows"] for one in run.choices["rounds"]
+    ]
+    argv = frozen(tiny, tmp_path / "plain")
+    del argv[argv.index("--target_unlabeled") : argv.index("--target_unlabeled") + 2]
+    plain = conftest.load_recipe("finetune")(argv)
+    by_layer = "validation_accuracy_by_layer"
+    assert run.choices[by_layer] == plain.choices[by_layer], "the layer is chosen by labelled rows alone"
+    assert run.choices["layer"] == plain.choices["layer"]
+
+
+@pytest.mark.recipe
+def test_two_processes_change_nothing(tiny, frozen, tmp_path):
+    one = conftest.load_recipe("self_train")(frozen(tiny, tmp_path / "one"))
+    launched = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "self_train"]
+    done = subprocess.run([*launched, *frozen(tiny, tmp_path / "two")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    two = load_run(tmp_path / "two")
+    assert two.world_size == 2
+    assert two.choices["rounds"] == one.choices["rounds"]
+    p = [scorer(run.folder)(conftest.corpus_texts("films")[:20]) for run in (one, two)]
+    np.testing.assert_allclose(p[1], p[0], atol=1e-3)
+
+
+class Stopped(Exception):
+    """Carries the arguments that a recipe would have begun with."""
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_what_is_trusted_by_default_depends_on_the_method(method, tables, tmp_path, monkeypatch):
+    main = conftest.load_recipe("self_train")
+
+    def stop(arguments):
+        raise Stopped(arguments.more[0])
+
+    monkeypatch.setitem(main.__globals__, "begin", stop)
+    config = tmp_path / "some.yaml"
+    config.write_text("fraction: 0.4\n", encoding="utf-8")
+    argv = ["--method", method, "--source", str(tables["source"]), "--target_unlabeled", "x.csv",
+            "--output_dir", str(tmp_path / "run")]  # fmt: skip
+    found = []
+    for more in ([], ["--fraction", "0.3", "--pool_rows", "50"], ["--config", str(config)]):
+        with pytest.raises(Stopped) as stopped:
+            main([*argv, *more])
+        how = stopped.value.args[0]
+        found.append((how.fraction, how.pool_rows))
+    default = (1.0, 2000) if method == "frozen" else (0.7, None)
+    assert found == [default, (0.3, 50), (0.4, default[1])]
+
+
+def test_help_says_that_it_depends(capsys):
+    with pytest.raises(SystemExit):
+        conftest.load_recipe("self_train")(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "with --method frozen 1.0 by default" in said
+    assert "with --method frozen 2000" in said
+
+
+@pytest.mark.parametrize(
+    "change", [["--rounds", "0"], ["--fraction", "0"], ["--fraction", "1.5"], ["--pool_rows", "0"]]
+)
 def test_refused(change, tables, tmp_path):
-    with pytest.raises(UserError, match="use 1 or more, and a share up to 1"):
+    with pytest.raises(UserError, match="use 1 or more"):
         conftest.load_recipe("self_train")(["--source", str(tables["source"]), "--target_unlabeled", "x.csv",
                                             "--output_dir", str(tmp_path / "run"), *change])  # fmt: skip
 
 
-def test_teachers(tiny, tables, tmp_path):
-    """Finished runs give the first labels: their mean, in this run's order of labels."""
+def test_teachers(tiny, tables, tmp_path, capsys, monkeypatch):
+    """Finished runs give the first labels, of a sample of the texts: their mean, in this run's order of labels."""
     pool = conftest.write_table(tmp_path / "pool.jsonl", [{"text": t} for t in conftest.corpus_texts("films")[:60]])
     common = ["--model", str(tiny), "--source", str(tables["source"]), "--target", str(tables["target"]), "--quiet",
               "--max_length", "40", "--validation_fraction", "0.2"]  # fmt: skip
@@ -59,11 +210,21 @@ def test_teachers(tiny, tables, tmp_path):
         folders.append(str(tmp_path / method))
         more = ["--num_train_epochs", "1"] if method == "full" else []
         conftest.load_recipe("finetune")([*common, "--method", method, "--output_dir", folders[-1], *more])
-    argv = [*common, "--method", "frozen", "--target_unlabeled", str(pool), "--fraction", "0.5"]
-    run = conftest.load_recipe("self_train")([*argv, "--teachers", *folders, "--output_dir", str(tmp_path / "run")])
+    argv = [word for word in common if word != "--quiet"]
+    argv += ["--method", "frozen", "--target_unlabeled", str(pool), "--fraction", "0.5", "--pool_rows", "40"]
+    main, jobs = conftest.load_recipe("self_train"), []
+    own = main.__globals__["sampled"]
+    monkeypatch.setitem(main.__globals__, "sampled", lambda job, most: jobs.append(own(job, most)) or jobs[0])
+    run = main([*argv, "--teachers", *folders, "--output_dir", str(tmp_path / "run")])
+    assert "a random 40 of its 60 unlabelled texts" in capsys.readouterr().out
+    assert run.choices["pool_rows"] == 40
     (only,) = run.choices["rounds"]
     assert only["round"] == 1
-    texts = conftest.corpus_texts("films")[:60]
+    picked = np.sort(np.random.default_rng(run.seed).permutation(60)[:40])
+    texts = [conftest.corpus_texts("films")[i] for i in picked]
+    assert jobs[0].domains.unlabeled["text"][:] == texts
+    ids = AutoTokenizer.from_pretrained(tiny)(texts, truncation=True, max_length=40)["input_ids"]
+    assert jobs[0].pool["input_ids"][:] == ids, "what is labelled is what is learned from"
     given = np.mean([scorer(Path(folder))(texts) for folder in folders], axis=0)
     expected = most_confident(given, np.array([0.5, 0.5]), 0.5)
     assert only["rows"] == run.data["rows"]["train"] + len(expected.rows)

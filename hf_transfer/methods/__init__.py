@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from hf_transfer.models import Loaded
 
+NO_LABEL = -100  # of a row that nothing is learned from; losses leave it out
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -28,7 +30,7 @@ class Setup:
 
     Attributes:
         loaded: model, tokenizer and the names of its new parameters.
-        train, validation: encoded rows.
+        train, validation: encoded rows; of training rows labelled NO_LABEL nothing is learned.
         collator: makes a batch of them.
         precision: bf16, fp16 or fp32.
         class_weights: one weight a label, or None.
@@ -67,6 +69,8 @@ class Prepared:
         choices: what the method decided by itself, for run.json.
         inputs: what the model is trained on, where that is not what the method was given.
         headline: the validation score that chooses the checkpoint, where that is not the task's.
+        settled: those of its arguments that it decided, for training once more without deciding again.
+        logits: gives those of the training rows and of the validation rows, where the method has their activations.
     """
 
     model: nn.Module
@@ -76,6 +80,8 @@ class Prepared:
     choices: dict[str, Any] = field(default_factory=dict)
     inputs: Setup | None = None
     headline: str = ""
+    settled: dict[str, Any] = field(default_factory=dict)
+    logits: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
 
 
 def as_it_is(model: Any, tokenizer: Any) -> tuple[Any, Any]:

@@ -3,13 +3,15 @@
 Layer (by cross-validation on training rows) and regularisation (on validation rows) need no target label. The trunk is
 cut above the chosen layer, and the head becomes one more standard layer (see `pooling`), so the result is smaller than
 the model it came from. With unlabelled target rows the head can learn from source states that were brought to the
-target's (see `feature_maps`), and several sources can have a head each, mixed into one.
+target's (see `feature_maps`), and several sources can have a head each, mixed into one. Rows labelled NO_LABEL are
+encoded with the others: whoever labels them by the head's logits and trains again has only heads to train.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,19 +20,23 @@ from hf_transfer.errors import UserError
 from hf_transfer.features import (
     TokenStates,
     cache_folder,
+    cache_key,
+    cached_array,
     cut,
     fits_on_disk,
     from_first_process,
     frozen_copy,
+    rows_key,
     run_trunk,
     token_states,
+    weights_key,
 )
-from hf_transfer.methods import Prepared, Setup, as_it_is
+from hf_transfer.methods import NO_LABEL, Prepared, Setup, as_it_is
 from hf_transfer.models import layers
 from hf_transfer.similarity import source_shares
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from datasets import Dataset
 
@@ -94,7 +100,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
             layer, by_layer = from_first_process(_choose_layer(setup, trunk, labels, bar))
         cut(trunk, layer)
         bar.reset(total=len(setup.train) + (0 if target is None else len(target)))
-        head, choices = _train_heads(setup, args, trunk, target, bar)
+        head, choices, logits = _train_heads(setup, args, trunk, target, bar)
     cut(model, min(layer + 1, depth))
     if layer == depth:
         stack = layers(model)
@@ -105,10 +111,10 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     choices = {
         "layer": layer,
         "head_parameters": sum(p.numel() for p in head.parameters()),
-        "validation_accuracy_by_layer": by_layer,
+        **({"validation_accuracy_by_layer": by_layer} if by_layer else {}),
         **choices,
     }
-    return Prepared(model, as_it_is, choices=choices)
+    return Prepared(model, as_it_is, choices=choices, settled={"frozen_layer": layer}, logits=logits)
 
 
 def _target_rows(setup: Setup, args: Arguments) -> Dataset | None:
@@ -132,8 +138,8 @@ def _target_rows(setup: Setup, args: Arguments) -> Dataset | None:
 
 def _train_heads(
     setup: Setup, args: Arguments, trunk: Any, target: Dataset | None, bar: Any
-) -> tuple[Any, dict[str, Any]]:
-    """Return one head, of all sources or mixed of those of each, and what was decided for it."""
+) -> tuple[AttentionPool, dict[str, Any], Callable[[], Any] | None]:
+    """Return one head, of all sources or mixed of those of each, what was decided for it, and `Prepared.logits`."""
     from hf_transfer import feature_maps, pooling
 
     parts = _by_source(setup) if args.mixture_of_sources else {"all": setup}
@@ -156,12 +162,24 @@ def _train_heads(
         head, note = _fit_head(part, states, held_out, pools)
         heads.append(head if change is None or change.target is None else pooling.before(change.target, head))
         notes.append(note)
-    if seen is None or not args.mixture_of_sources:
-        return heads[0], notes[0]
+    if seen is None:
+        return heads[0], notes[0], partial(_all_logits, heads[0], states, held_out)
+    if not args.mixture_of_sources:
+        return heads[0], notes[0], None
     shares = source_shares(means, seen)
     for note, share in zip(notes, shares.tolist(), strict=True):
         note["share"] = round(share, 4)
-    return pooling.mixture(heads, shares), {"sources": dict(zip(parts, notes, strict=True))}
+    return pooling.mixture(heads, shares), {"sources": dict(zip(parts, notes, strict=True))}, None
+
+
+def _all_logits(head: AttentionPool, *sets: TokenStates | None) -> tuple[np.ndarray, ...]:
+    """Return the logits of every row of each of `sets`, in input order."""
+    from hf_transfer import pooling
+
+    none = np.empty((0, len(head.bias)), dtype=np.float32)
+    found = [none if states is None else pooling.pool_logits(head, states, np.arange(len(states.order)))[states.place]
+             for states in sets]  # fmt: skip
+    return tuple(from_first_process(found))
 
 
 def _by_source(setup: Setup) -> dict[str, Setup]:
@@ -192,7 +210,7 @@ def _by_source(setup: Setup) -> dict[str, Setup]:
 def _fit_head(
     setup: Setup, states: TokenStates, held_out: TokenStates | None, pools: int
 ) -> tuple[AttentionPool, dict[str, Any]]:
-    """Train a head on all rows of `states`, with the regularisation that serves other rows best, and say which.
+    """Train a head on all labelled rows of `states`, with the regularisation that serves others best, and say which.
 
     Args:
         setup: what the rows are.
@@ -203,13 +221,13 @@ def _fit_head(
     from hf_transfer import pooling
 
     labels = np.array(setup.train["labels"][:])
-    fitted = everything = np.arange(len(labels))
+    fitted = everything = np.flatnonzero(labels[states.order] != NO_LABEL)
     if held_out is not None:
         held_out_labels = np.array(setup.validation["labels"][:])
         tested = np.arange(len(held_out.order))
     else:
         held_out, held_out_labels = states, labels
-        fold = np.random.default_rng(setup.seed).permutation(len(labels))
+        fold = np.random.default_rng(setup.seed).permutation(everything)
         fitted, tested = fold[len(fold) // 5 :], fold[: len(fold) // 5]
     parts = [fitted] if fitted is everything else [fitted, everything]
     arms = [(rows, decay) for rows in parts for decay in WEIGHT_DECAYS]
@@ -241,7 +259,7 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
     from hf_transfer import pooling
 
     rng = np.random.default_rng(setup.seed)
-    picked = np.sort(rng.permutation(len(labels))[:SUBSET])
+    picked = np.sort(rng.permutation(np.flatnonzero(labels != NO_LABEL))[:SUBSET])
     subset = setup.train.select(picked).map(_beginning, keep_in_memory=True, load_from_cache_file=False)
     bar.reset(total=len(picked))
     depth = trunk.config.num_hidden_layers
@@ -303,22 +321,9 @@ def _probe_own_pooling(setup: Setup) -> Prepared:
 
     model, classes = setup.loaded.model.eval().requires_grad_(False), setup.loaded.model.config.num_labels
     final = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == classes][-1]
-    seen: list[torch.Tensor] = []
-    hook = final.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
-    features = np.empty((len(setup.train), final.in_features), dtype=np.float32)
-    inputs = setup.train.remove_columns("labels")
-    order = np.argsort(setup.train["length"][:], kind="stable")
-    with torch.inference_mode():
-        for begin in range(0, len(order), 16):
-            rows = order[begin : begin + 16]
-            batch = setup.collator([inputs[int(i)] for i in rows]).to(model.device)
-            model(**batch)
-            value = seen.pop()
-            if value.dim() == 3:  # decoders score every token and keep the last one's
-                last = batch["attention_mask"].cumsum(1).argmax(1)
-                value = value[torch.arange(len(rows)), last]
-            features[rows] = value.float().cpu().numpy()
-    hook.remove()
+    key = weights_key(model)
+    labels, features = np.array(setup.train["labels"][:]), _probed(setup, setup.train, model, final, key)
+    known = labels != NO_LABEL
     probe = LogisticRegressionCV(
         Cs=[0.01, 0.1, 1.0, 10.0],
         cv=3,
@@ -328,7 +333,7 @@ def _probe_own_pooling(setup: Setup) -> Prepared:
         use_legacy_attributes=False,
         l1_ratios=(0.0,),
         scoring="neg_log_loss",
-    ).fit(features, np.array(setup.train["labels"][:]))
+    ).fit(features[known], labels[known])
     coefficients, intercept = torch.from_numpy(probe.coef_), torch.from_numpy(np.atleast_1d(probe.intercept_))
     if classes == 2:
         coefficients, intercept = torch.cat([-coefficients, coefficients]) / 2, torch.cat([-intercept, intercept]) / 2
@@ -336,6 +341,13 @@ def _probe_own_pooling(setup: Setup) -> Prepared:
         final.weight.copy_(coefficients)
         if final.bias is not None:
             final.bias.copy_(intercept)
+
+    def logits() -> tuple[np.ndarray, np.ndarray]:
+        held_out = _probed(setup, setup.validation, model, final, key)
+        return from_first_process(
+            tuple((part @ coefficients.numpy().T + intercept.numpy()).astype("f4") for part in (features, held_out))
+        )
+
     return Prepared(
         model,
         as_it_is,
@@ -344,4 +356,33 @@ def _probe_own_pooling(setup: Setup) -> Prepared:
             "C": float(probe.C_),
             "head_parameters": sum(p.numel() for p in final.parameters()),
         },
+        logits=logits,
     )
+
+
+def _probed(setup: Setup, rows: Dataset, model: Any, final: Any, key: str) -> np.ndarray:
+    """Return what `final` reads of each of `rows`, (rows, features), from the cache under `key` if it is there."""
+    import torch
+
+    def compute() -> np.ndarray:
+        seen: list[torch.Tensor] = []
+        hook = final.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+        features = np.empty((len(rows), final.in_features), dtype=np.float32)
+        inputs = rows.remove_columns("labels")
+        order = np.argsort(rows["length"][:], kind="stable")
+        with torch.inference_mode():
+            for begin in range(0, len(order), 16):
+                chosen = order[begin : begin + 16]
+                batch = setup.collator([inputs[int(i)] for i in chosen]).to(model.device)
+                model(**batch)
+                value = seen.pop()
+                if value.dim() == 3:  # decoders score every token and keep the last one's
+                    last = batch["attention_mask"].cumsum(1).argmax(1)
+                    value = value[torch.arange(len(chosen)), last]
+                features[chosen] = value.float().cpu().numpy()
+        hook.remove()
+        return features
+
+    if not len(rows):
+        return np.empty((0, final.in_features), dtype=np.float32)
+    return cached_array(f"probed-{cache_key(key, rows_key(rows))}", compute)
