@@ -23,6 +23,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import warm  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CORPUS = REPOSITORY / "hf_transfer" / "corpus"
@@ -30,6 +31,7 @@ torch.set_num_threads(1)
 
 
 def pytest_sessionfinish():
+    warm.close()
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
