@@ -15,6 +15,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
 )
 
+import gc  # noqa: E402
 import importlib.util  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
@@ -23,6 +24,7 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import warm  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CORPUS = REPOSITORY / "hf_transfer" / "corpus"
@@ -30,7 +32,15 @@ torch.set_num_threads(1)
 
 
 def pytest_sessionfinish():
+    warm.close()
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _libraries_stay():
+    """Every training collects garbage, which takes longer than a tiny one if it looks at all libraries each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def corpus_texts(domain: str = "hotels") -> list[str]:

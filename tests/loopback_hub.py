@@ -38,6 +38,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from warm import LIBRARIES, template
 
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc0-1.0", "other")  # some of those that the Hub knows
 LARGE = (".bin", ".safetensors", ".parquet", ".arrow", ".gz", ".pt", ".png")
@@ -340,9 +341,9 @@ class LoopbackHub:
             f"result = module.{function.__name__}(*json.loads(sys.argv[1]))\n"
             "print('\\n' + json.dumps(result))"
         )
-        command = [sys.executable, "-c", code, json.dumps(args, default=str)]
         environment = self.environment(token, home) | {"PYTHONPATH": str(file.parent)}
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        libraries = template(*LIBRARIES)  # none of them is a client
+        process = libraries.run("-c", code, json.dumps(args, default=str), environment=environment)
         if process.returncode:
             raise AssertionError(f"{function.__name__} failed:\n{process.stdout}\n{process.stderr}")
         return json.loads(process.stdout.splitlines()[-1])

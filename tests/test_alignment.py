@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import alignment_grid
 import conftest
@@ -14,6 +12,7 @@ import torch
 from safetensors.numpy import load_file
 from scipy.optimize import linprog
 from transformers import AutoModel, pipeline
+from warm import launch
 
 from hf_transfer import alignment, tasks
 from hf_transfer.aligned import PREFIX, Aligned, PairCollator, Progress
@@ -218,9 +217,7 @@ def test_every_alignment_under_every_method(alone, grid):
 @pytest.mark.recipe
 def test_every_alignment_under_every_method_with_two_processes(alone, grid):
     """They end with the same weights; with those of one process where the loss is a mean over rows."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launch, alignment_grid.__file__, str(grid)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    launch(2, alignment_grid.__file__, grid)
     facts = [json.loads((grid / f"{rank}.json").read_text()) for rank in (0, 1)]
     collapsed = [one["steps"].pop("collapse") for one in facts]
     assert facts[0]["steps"] == facts[1]["steps"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import conftest
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 from sklearn.covariance import LedoitWolf
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from warm import launch
 
 from hf_transfer import feature_maps, pooling
 from hf_transfer.errors import UserError
@@ -214,9 +213,7 @@ def test_two_processes_change_nothing(command, tmp_path, monkeypatch):
     monkeypatch.setattr(pooling, "STEPS", STEPS)  # the others know no shorter ones
     change = ["--mixture_of_sources", "--feature_map", "coral"]
     one = conftest.load_recipe("adapt_domain")(command(tmp_path / "one", *change))
-    launched = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "adapt_domain"]
-    done = subprocess.run([*launched, *command(tmp_path / "two", *change)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch(2, "adapt_domain", *command(tmp_path / "two", *change))
     two = load_run(tmp_path / "two")
     assert two.world_size == 2
     assert two.choices["sources"].keys() == one.choices["sources"].keys()

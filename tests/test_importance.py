@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import alignment_grid
 import conftest
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
+from warm import launch
 
 from hf_transfer import methods, pooling, tasks
 from hf_transfer.arguments import parse
@@ -282,10 +281,7 @@ def test_two_processes_weigh_the_same_and_learn_the_same(files, steady, tmp_path
                      "0.1", "--train_sampling_strategy", "random", "--early_stopping_patience", "0", *more)  # fmt: skip
 
     one = conftest.load_recipe("adapt_domain")(argv("one"))
-    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "adapt_domain",
-               *argv("two", "--per_device_train_batch_size", "8")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch(2, "adapt_domain", *argv("two", "--per_device_train_batch_size", "8"))
     two = load_run(tmp_path / "two")
     assert (one.world_size, two.world_size) == (1, 2)
     assert one.choices == two.choices

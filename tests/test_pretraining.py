@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import conftest
@@ -14,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, TrainerCallback, pipeline
+from warm import launch
 
 from hf_transfer import alignment, objectives, tasks
 from hf_transfer.aligned import PREFIX, Aligned, MixedLoss, PairCollator, align
@@ -354,10 +354,7 @@ def test_resumed_where_it_was_stopped(dapt, masking, texts, tmp_path, monkeypatc
 
 @pytest.mark.recipe
 def test_two_processes_pretrain_together(masking, texts, tmp_path):
-    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "pretrain_domain",
-               *flags(masking, texts, tmp_path / "run", "--per_device_train_batch_size", "8")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch(2, "pretrain_domain", *flags(masking, texts, tmp_path / "run", "--per_device_train_batch_size", "8"))
     record = json.loads((tmp_path / "run" / "pretraining.json").read_text())
     assert record["arguments"]["world_size"] == 2
     assert record["held_out_loss"]["after"] < record["held_out_loss"]["new_weights_alone"]

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -23,6 +24,7 @@ from unittest import mock
 import pytest
 import yaml
 from loopback_hub import LoopbackHub, outcome
+from warm import LIBRARIES, READERS, template
 
 WRITE = LoopbackHub.token_write
 WORKED = ("adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt")
@@ -31,15 +33,26 @@ BRANCH = {"lora": "v2"}  # on main otherwise
 THREE = ["good", "so/so", "very bad"]
 
 
-def attempt(words: list, token: str | None = None, variables: dict | None = None) -> dict:
-    """Run one command in this process: exit code, and what it printed."""
+def attempt(words: list, token: str | None = None, variables: dict | None = None, fresh: bool = False) -> dict:
+    """Run one command in this process: exit code, and what it printed.
+
+    What verifies a run is a process of its own that has nothing of ours. It starts as a copy of one that imported
+    transformers and PEFT before, or with `fresh` as users have it.
+    """
     import huggingface_hub.utils._http as client
 
     client.time = SimpleNamespace(sleep=lambda seconds: None)  # it would wait 23 s before it gives up a call
     environment = ({"HF_TOKEN": token} if token else {}) | (variables or {})
-    with mock.patch.dict(os.environ, environment):
+    warm = nullcontext() if fresh else mock.patch("hf_transfer.verify.subprocess", SimpleNamespace(run=copied))
+    with mock.patch.dict(os.environ, environment), warm:
         code, out, errors = outcome(lambda: command(words))
     return {"code": code, "errors": errors, "out": out}
+
+
+def copied(command: list[str], env: dict[str, str], input: str, **same: bool) -> subprocess.CompletedProcess:
+    """`subprocess.run` for a Python program, by a copy of a process with its libraries."""
+    assert (command[0], same) == (sys.executable, {"capture_output": True, "text": True})
+    return template(*LIBRARIES, *READERS).run(*command[1:], environment=env, input=input)
 
 
 def command(words: list) -> None:
@@ -123,6 +136,8 @@ def runs(hub, do, folder, tiny):
         said[method] = do(
             training(folder, method, method, "--model", "ns/tiny", *flags.get(method, [])),
             WRITE if method in flags else None,
+            None,
+            method in flags,
         )
         hub.heal()
     said["ia3-local"] = do(training(folder, "ia3", "ia3-local", "--model", str(tiny)))
@@ -145,7 +160,8 @@ def published(hub, do, folder, runs, tmp_path_factory):
     for method in WORKED:
         if method not in said:
             flags = ["--revision", BRANCH[method]] if method in BRANCH else []
-            said[method] = do(["publish", f"runs/{method}", f"tester/{method}", *flags], WRITE)
+            words = ["publish", f"runs/{method}", f"tester/{method}", *flags]
+            said[method] = do(words, WRITE, None, method == "lora")
     said["adapter only"] = do(["publish", "runs/ia3", "tester/ia3-adapter", "--adapter_only", "--quiet"], WRITE)
     return said
 
@@ -442,12 +458,13 @@ def test_hub_in_trouble(hub, do, runs, status, fragment):
 def test_no_hub(hub, folder, runs):
     with LoopbackHub() as other:
         pass
-    words = [sys.executable, "-m", "hf_transfer.cli", "publish", "runs/frozen", "tester/new"]
+    words = ["-m", "hf_transfer.cli", "publish", "runs/frozen", "tester/new"]
     for change, fragment in (
         ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set"),
         ({"HF_ENDPOINT": other.url}, "the Hub can't be reached; check the connection"),
     ):
-        process = subprocess.run(words, cwd=folder, env=hub.environment(WRITE) | change, capture_output=True, text=True)
+        environment = hub.environment(WRITE) | change
+        process = template(*LIBRARIES).run(*words, cwd=folder, environment=environment)
         refused({"code": process.returncode, "errors": process.stderr.splitlines(), "out": process.stdout}, fragment)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import ClusterConfig
 from safetensors.numpy import load_file
+from warm import launch, template
 
 from hf_transfer import tasks
 from hf_transfer.arguments import parse
@@ -136,10 +136,7 @@ def test_four_processes_share_the_encoding_of_frozen_layers(steady, tables, reci
     monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "one process"))
     one = recipe(flags(steady, tables, tmp_path / "one", *more))
     monkeypatch.setenv("HF_TRANSFER_CACHE", str(tmp_path / "four processes"))
-    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "4", "finetune",
-               *flags(steady, tables, tmp_path / "four", *more, "--per_device_train_batch_size", "4")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch(4, "finetune", *flags(steady, tables, tmp_path / "four", *more, "--per_device_train_batch_size", "4"))
     four = load_run(tmp_path / "four")
     assert four.world_size == 4
     assert four.choices["frozen_layers_cached"]
@@ -175,10 +172,9 @@ def test_blank_rows_cost_nothing():
 @pytest.mark.recipe
 def test_two_processes_with_an_uneven_last_step(steady, tables, tmp_path):
     uneven = flags(steady, tables, tmp_path / "run", "--test_fraction", "0.12", "--num_train_epochs", "1")
-    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "finetune", *uneven]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch(2, "finetune", *uneven)
     run = load_run(tmp_path / "run")
+    assert run.world_size == 2
     assert run.data["rows"]["train"] % 2 == 0
     assert run.data["rows"]["train"] % 32
     assert len(pd.read_parquet(run.folder / "predictions.parquet")) == 60 - run.data["rows"]["train"] + 40
@@ -200,13 +196,13 @@ def test_a_killed_run_looks_unfinished_and_resumes_to_the_same_end(steady, table
     whole = recipe(flags(steady, tables, tmp_path / "whole", *long))
     output = tmp_path / "killed"
     script = conftest.REPOSITORY / "recipes" / "finetune.py"
-    process = subprocess.Popen([sys.executable, str(script), *flags(steady, tables, output, *long)])
+    process = template().start(script, *flags(steady, tables, output, *long))
     checkpoints = output.with_name("killed.partial") / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait().returncode == -signal.SIGKILL, "it did not end by itself"
     assert not output.exists(), "a killed run never looks finished"
     kept = list(checkpoints.glob("checkpoint-*/trainer_state.json"))
     assert kept, "there was something to resume from"
@@ -229,13 +225,11 @@ def test_two_processes_train_a_kept_head_together(plain, tables, recipe, tmp_pat
     swapped = {"source": tables["target"], "target": tables["source"]}
     more = ["--validation_fraction", "0.2", "--test_fraction", "0.2"]
     one = recipe(flags(plain.folder, swapped, tmp_path / "one", *more, "--per_device_train_batch_size", "24"))
-    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "finetune",
-               *flags(plain.folder, swapped, tmp_path / "two", *more),
-               "--per_device_train_batch_size", "12"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch(2, "finetune", *flags(plain.folder, swapped, tmp_path / "two", *more, "--per_device_train_batch_size", "12"))
     assert one.data["rows"]["train"] == 24, "one step an epoch holds every row, in whatever order"
-    same(one, load_run(tmp_path / "two"))
+    two = load_run(tmp_path / "two")
+    assert two.world_size == 2
+    same(one, two)
 
 
 @pytest.mark.recipe
@@ -244,11 +238,9 @@ def test_two_processes_with_batches_of_similar_length_see_every_row(steady, tabl
     all_rows = ["--train_sampling_strategy", "group_by_length", "--max_steps", "4", "--eval_strategy", "no",
                 "--save_strategy", "no", "--load_best_model_at_end", "false"]  # fmt: skip
     one = recipe(flags(steady, tables, tmp_path / "one", *all_rows, "--per_device_train_batch_size", "48"))
-    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "finetune",
-               *flags(steady, tables, tmp_path / "two", *all_rows, "--per_device_train_batch_size", "24")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch(2, "finetune", *flags(steady, tables, tmp_path / "two", *all_rows, "--per_device_train_batch_size", "24"))
     two = load_run(tmp_path / "two")
+    assert two.world_size == 2
     assert one.data["rows"]["train"] == 48
     first, second = (load_file(run.folder / "model.safetensors") for run in (one, two))
     for name, value in first.items():
@@ -260,13 +252,13 @@ def test_resume_refuses_other_data_and_passes_over_half_a_checkpoint(steady, tab
     output = tmp_path / "run"
     script = conftest.REPOSITORY / "recipes" / "finetune.py"
     long = [*flags(steady, tables, output, "--num_train_epochs", "12")]
-    process = subprocess.Popen([sys.executable, str(script), *long])
+    process = template().start(script, *long)
     checkpoints = output.with_name("run.partial") / "checkpoints"
     deadline = time.monotonic() + 120
     while not list(checkpoints.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait().returncode == -signal.SIGKILL, "it did not end by itself"
     (checkpoints / "checkpoint-999").mkdir()  # as a kill in the middle of writing leaves it
     original = tables["source"].read_text()
     try:
