@@ -16,6 +16,7 @@ from hf_transfer.errors import UserError, listed, nearest
 SOURCE_WEIGHTS = ("importance", "domains", "nearest")
 SELF_TRAIN, MIXTURE, DAPT, UDALM = "self_train", "mixture", "dapt", "udalm"
 RANDOM, TARGET_ONLY = "random+full", "target_only+full"
+RANDOM_RATE = 3e-4  # learning rate from random weights: a fine-tuning's leaves them nearly where they are
 FROZEN, SOURCE_ONLY = "frozen", "full"
 
 
@@ -90,6 +91,8 @@ def command(arm: Arm, *, base: str | None, pool: str, teachers: list[str]) -> li
     flags = ["--method", arm.method, *(["--model", base] if base else [])]
     if arm.name == TARGET_ONLY:
         return ["finetune", *flags, "--target_only"]
+    if arm.name == RANDOM:
+        flags += ["--learning_rate", str(RANDOM_RATE)]
     if not arm.uses_target or (arm.pretraining is not None and arm.adaptation != UDALM):
         return ["finetune", *flags]
     flags += ["--target_unlabeled", pool]

@@ -82,7 +82,8 @@ def begin(arguments: Arguments) -> Iterator[Job]:
             domains = load_data(arguments.data, seed, quiet=console.quiet)
             domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
             weights = class_weights(arguments, domains)
-        controls = run_controls(domains, weights, seed, meter)
+        split_seed = seed if arguments.data.split_seed is None else arguments.data.split_seed
+        controls = run_controls(domains, weights, split_seed, meter)
         with meter.stage("load model"):
             loaded = load_model(arguments.model, task, domains.label_names, seed)
         with meter.stage("tokenise"):

@@ -138,16 +138,21 @@ def step_seconds(setup: Setup, method: str) -> float:
     return over(batches) / len(few)
 
 
-def epochs_of(arm: Arm, share: float, given: float | None) -> float:
-    """Return for how many epochs `arm` trains.
+def epochs_of(arm: Arm, share: float, given: float | None, rows: Rows) -> float:
+    """Return for how many epochs `arm` trains; 0 if it does not learn by epochs.
 
     Args:
-        arm: one that learns by epochs.
+        arm: which.
         share: of its method's own number.
         given: the user's number in its place, or None.
+        rows: there are; few ones are seen as often as it takes for as many steps as the others have.
     """
-    whole = float(given or methods.load(arm.method).DEFAULTS["num_train_epochs"])
-    return share * whole * (0.5 if arm.adaptation == SELF_TRAIN else 1.0)  # which has several times the rows
+    if not arm.learns_by_epochs:
+        return 0.0
+    whole = share * float(given or methods.load(arm.method).DEFAULTS["num_train_epochs"])
+    if arm.name == TARGET_ONLY:
+        return float(round(whole * max(1.0, rows.train / max(rows.shots, 1))))
+    return whole * (0.5 if arm.adaptation == SELF_TRAIN else 1.0)  # which has several times the rows
 
 
 def run_seconds(arm: Arm, epochs: float, rows: Rows, speeds: Speeds, trials: int = 0) -> float:
@@ -211,15 +216,14 @@ def make_plan(
     shared = pretrained * pretraining_seconds(rows, speeds) if pretrained else 0.0
 
     def cost(some: list[Arm], share: float, trials: int = trials) -> list[float]:
-        return [run_seconds(arm, epochs_of(arm, share, given) if arm.learns_by_epochs else 0.0, rows, speeds, trials)
-                for arm in some]  # fmt: skip
+        return [run_seconds(arm, epochs_of(arm, share, given, rows), rows, speeds, trials) for arm in some]
 
     plans = []
     for count, share in [(count, 1.0) for count in range(seeds, 0, -1)] + [(1, share) for share in SHARES]:
         always = sum(cost([*controls, *(arm for arm in arms if arm not in screened)], share))
         last = sorted(cost(screened, share), reverse=True)
         plans.append(Plan(count, share, [], 0, shared + count * (always + sum(last))))
-        if len(screened) > 1:
+        if len(screened) > 1 and rows.validation:
             keep = math.ceil(len(screened) / 2)
             before = sum(cost(screened, share * SCREENING, 0))
             plans.append(Plan(count, share, [arm.name for arm in screened], keep,

@@ -38,11 +38,14 @@ from hf_transfer.budget import (
     run_seconds,
     step_seconds,
 )
+from hf_transfer.candidates import ROWS
 from hf_transfer.comparison import Comparison, open_comparison
 from hf_transfer.errors import UserError
 from hf_transfer.models import load_model
 from hf_transfer.processes import run_command
+from hf_transfer.report import training_seconds
 from hf_transfer.results import load_run
+from hf_transfer.what_next import TEXTS
 
 SPARE = 0.92  # of the budget is planned: the verdict takes time too, and estimates err
 START = 1.0  # seconds that a process takes to begin
@@ -73,7 +76,7 @@ def compare(argv: list[str] | None = None) -> Path:
         if "plan" not in job.state:
             speeds = _calibrate(job)
             plan = _plan(job, speeds)
-            job.state |= {"speeds": asdict(speeds), "plan": asdict(plan)}
+            job.state |= {"speeds": asdict(speeds), "plan": asdict(plan), "afterwards": _afterwards(job, speeds)}
             job.save()
         plan, speeds = Plan(**job.state["plan"]), Speeds(**job.state["speeds"])
         job.console.say(_shown(job, plan, speeds))
@@ -101,28 +104,38 @@ def _gap(job: Comparison) -> None:
 
     data = job.arguments.data
     target = data.target_unlabeled or data.target
-    if target is None or data.domain_column or (job.folder / "gap" / "gap.json").is_file():
+    if target is None:
         return
-    for source in data.source:
-        where = job.folder / "gap" / (Path(source).name if len(data.source) > 1 else "")
-        domain_gap(source, target, model=job.arguments.model.model, text_column=data.text_column, quiet=True,
-                   output_dir=str(where), seed=job.arguments.train.seed, most=GAP_ROWS)  # fmt: skip
+    if data.domain_column:
+        job.console.say("no gap report: the domains are in one table; split it to have one.")
+        return
+    for number, source in enumerate(data.source):
+        where = job.folder / "gap" / (str(number) if len(data.source) > 1 else "")
+        if (where / "gap.json").is_file():
+            continue
+        try:
+            domain_gap(source, target, model=job.arguments.model.model, text_column=data.text_column, quiet=True,
+                       output_dir=str(where), seed=job.arguments.train.seed, most=GAP_ROWS)  # fmt: skip
+        except UserError as error:  # too few rows for it are no reason not to compare
+            job.console.say(f"no gap report: {error}")
+            continue
         job.console.say(json.loads((where / "gap.json").read_text(encoding="utf-8"))["verdict"])
 
 
 def _calibrate(job: Comparison) -> Speeds:
     """Measure, on the finished frozen run and a few training steps, how fast this machine is."""
     frozen = job.path(read_arm(FROZEN), job.arguments.train.seed)
-    seconds = load_run(frozen).seconds
-    tested = sum(job.domains.facts["rows"].values()) - job.rows.train
-    forward = seconds["evaluate"] / tested
-    learnt = (job.rows.train + job.rows.validation) * forward
+    run = load_run(frozen)
+    seconds, tested = run.seconds, sum(job.domains.facts["rows"].values()) - job.rows.train
+    forward = seconds["predict"] / tested
+    learnt = (job.rows.train + job.rows.validation) * forward  # by what it took, or had taken when it was cached
     wanted = {arm.method for arm in (*job.controls, *job.arms) if arm.learns_by_epochs}
     steps = {}
     for method in sorted(wanted):
         loaded = load_model(job.arguments.model, job.task, job.domains.label_names, job.setup.seed)
         steps[method] = step_seconds(replace(job.setup, loaded=loaded), method)
-    return Speeds(START + seconds["total"] - seconds["prepare"], max(0.0, seconds["prepare"] - learnt), forward, steps)
+    heads = training_seconds(run) - learnt
+    return Speeds(START + seconds["total"] - seconds["prepare"], max(0.0, heads), forward, steps)
 
 
 def _plan(job: Comparison, speeds: Speeds) -> Plan:
@@ -133,19 +146,27 @@ def _plan(job: Comparison, speeds: Speeds) -> Plan:
     """
     names = {arm.name for arm in job.controls}
     others = [arm for arm in job.arms if arm.name not in names]
-    train = job.arguments.train
-    room = SPARE * job.budget - job.spent
+    room = SPARE * job.budget - job.spent - _afterwards(job, speeds)
     plan = make_plan(job.controls, others, job.how.seeds, _given_epochs(job), job.rows, speeds, room, job.trials)
     if plan.seconds > room:
         raise UserError(f"--budget {job.how.budget} is too short: the least comparison of these arms takes about "
                         f"{duration((plan.seconds + job.spent) / SPARE)} here; give that much, fewer --arms, or fewer "
-                        f"rows (--max_rows). What is done stays in {train.output_dir}.")  # fmt: skip
+                        f"rows (--max_rows). What is done stays in {job.folder}.")  # fmt: skip
     return plan
+
+
+def _afterwards(job: Comparison, speeds: Speeds) -> float:
+    """Return the seconds that the texts read after the last training are expected to take."""
+    texts = 2 * min(job.rows.pool, TEXTS) + (min(job.rows.train, TEXTS) if job.rows.shots else 0)
+    if job.arguments.data.target is None and job.rows.pool:
+        runs = len(set(job.controls) | set(job.arms))
+        texts += runs * (1 + len(job.how.backtest)) * min(job.rows.pool, ROWS)
+    return texts * speeds.forward
 
 
 def _given_epochs(job: Comparison) -> float | None:
     """Return the user's own number of epochs, or None."""
-    given = any(word.split("=")[0] == "--num_train_epochs" for word in job.arguments.argv)
+    given = any(word.split("=")[0].replace("-", "_") == "__num_train_epochs" for word in job.arguments.argv)
     return job.arguments.train.num_train_epochs if given else None
 
 
@@ -160,7 +181,7 @@ def _shown(job: Comparison, plan: Plan, speeds: Speeds) -> str:
         f"{'':22} {'epochs':>7} {'seconds a run':>14}",
     ]  # fmt: skip
     for arm in dict.fromkeys([*job.controls, *job.arms]):
-        epochs = epochs_of(arm, plan.share, given) if arm.learns_by_epochs else 0.0
+        epochs = epochs_of(arm, plan.share, given, job.rows)
         role = "" if arm in job.arms else "  control"
         expected = run_seconds(arm, epochs, job.rows, speeds, job.trials)
         lines.append(f"{arm.name:22} {f'{epochs:g}' if epochs else '':>7} {expected:>14.0f}{role}")
@@ -172,8 +193,9 @@ def _train_all(job: Comparison, plan: Plan, speeds: Speeds, bar: Any) -> None:
     seed, given = job.arguments.train.seed, _given_epochs(job)
 
     def train(arm: Arm, number: int, share: float, screening: bool = False) -> Path | None:
-        epochs = epochs_of(arm, share, given) if arm.learns_by_epochs else 0.0
+        epochs = epochs_of(arm, share, given, job.rows)
         if arm.pretraining is not None and _pretrained(job, arm, speeds, bar) is None:
+            job.state["failed"][job.path(arm, number, screening).name] = "its pretraining was not finished"
             return None
         expected = run_seconds(arm, epochs, job.rows, speeds, 0 if screening else job.trials)
         return _train(job, arm, number, epochs, bar, screening, expected)
@@ -238,7 +260,8 @@ def _train(
         own_flags += ["--num_train_epochs", f"{epochs:g}"]
     tunes = job.trials and arm.tunes and not screening
     if arm.name == TARGET_ONLY and job.arguments.data.target_shots != "all":
-        own_flags += ["--validation_fraction", "0"]  # all that is held out is the source's
+        # all that is held out is the source's, and a checkpoint an epoch would be one every few steps
+        own_flags += ["--validation_fraction", "0", "--save_strategy", "no"]
         tunes = False
     if tunes:
         own_flags += ["--tune", str(job.trials)]
@@ -263,7 +286,7 @@ def _run(
         return folder
     if name in job.state["failed"]:
         return None
-    left = job.budget - job.spent
+    left = SPARE * job.budget - job.spent - job.state.get("afterwards", 0.0)
     if expected > left:
         job.state["failed"][name] = f"no time: about {duration(expected)} needed, {duration(left)} left"
         job.save()
@@ -295,7 +318,9 @@ def _run(
         job.save()
         return folder
     shutil.rmtree(partial, ignore_errors=True)
-    reason = "stopped: the budget was spent" if ended.code is None else ended.error
+    reason = "stopped: the budget was spent" if ended.code is None else ended.error or f"it ended with {ended.code}"
+    if ended.code is not None and ended.code < 0:
+        reason = f"ended by signal {-ended.code}" + (" (out of memory?)" if ended.code == -9 else "")
     job.state["failed"][name] = reason
     job.console.say(f"{what}: {reason}")
     job.save()

@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_transfer.arguments import Arguments, PretrainedArguments, as_dict, parse
+from hf_transfer.arguments import Arguments, DataArguments, PretrainedArguments, as_dict, parse
 from hf_transfer.arms import FROZEN, RANDOM, SOURCE_ONLY, TARGET_ONLY, Arm, read_arm
 from hf_transfer.begin import class_weights, encode_all
 from hf_transfer.budget import Rows, read_duration
+from hf_transfer.candidates import FEWEST, read_target
 from hf_transfer.console import Console
 from hf_transfer.controls import Control, run_controls
 from hf_transfer.data import Domains, load_data, summary
 from hf_transfer.errors import UserError, listed
+from hf_transfer.features import cache_key, weights_key
 from hf_transfer.methods import Setup
 from hf_transfer.models import load_model, ordered_labels
+from hf_transfer.pretraining import seen_before
 from hf_transfer.processes import warm_up
 from hf_transfer.resources import Meter
 from hf_transfer.results import check_writable, write_atomically
@@ -88,7 +91,7 @@ class Comparison:
         simple: majority and TF-IDF, and TF-IDF on the target's labels alone where there are any.
         rows: how many there are.
         setup: to time steps with.
-        began: clock at the start, moved on by the runs that are counted with `state`.
+        began: from when on seconds are not counted in `state` yet.
     """
 
     arguments: Arguments
@@ -120,7 +123,7 @@ class Comparison:
     @property
     def spent(self) -> float:
         """Seconds that what is there has cost, and this call so far."""
-        return sum(self.state["seconds"].values()) + time.perf_counter() - self.began
+        return sum(self.state["seconds"].values()) + self.state["other"] + time.perf_counter() - self.began
 
     def path(self, arm: Arm, seed: int, screening: bool = False) -> Path:
         """Return the folder of a run."""
@@ -132,7 +135,10 @@ class Comparison:
         return self.folder / POOL_FILE
 
     def save(self) -> None:
-        """Write compare.json."""
+        """Write compare.json, with the seconds so far."""
+        now = time.perf_counter()
+        self.state["other"] += now - self.began
+        self.began = now
         write_atomically(self.folder / FILE, json.dumps(self.state, indent=2) + "\n")
 
 
@@ -153,6 +159,11 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     if train.push_to_hub:
         raise UserError("--push_to_hub: look at the verdict first, then `hf-transfer publish` the run you chose.")
     read_duration(how.budget)
+    if data.target_only:
+        raise UserError("--target_only: that is one of the controls, whenever there are target labels to train on.")
+    if how.backtest and (data.target or not data.target_unlabeled):
+        raise UserError("--backtest is about estimates without target labels; give --target_unlabeled and no --target, "
+                        "or leave it out.")  # fmt: skip
     names = how.arms.split(",") if how.arms else [*ARMS, *(ADAPTED if data.target_unlabeled else ())]
     arms = [read_arm(name.strip()) for name in dict.fromkeys(names)]
     if needing := [arm.name for arm in arms if arm.uses_target and not data.target_unlabeled]:
@@ -168,9 +179,8 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     task = tasks.load(arguments.model.task)
     domains = load_data(data, train.seed, quiet=console.quiet)
     _refuse_leaks(domains)
-    if state.setdefault("fingerprint", domains.facts["fingerprint"]) != domains.facts["fingerprint"]:
-        raise UserError(f"the data changed since {folder} was started; restore it, or name a new --output_dir.")
     domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
+    _check_estimates(how, domains, data, train.seed)
     weights = class_weights(arguments, domains)
     split_seed = train.seed if data.split_seed is None else data.split_seed
     own = np.array(domains.train["domain"][:]) == domains.facts["target"]
@@ -181,14 +191,23 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
             simple["tfidf on the target"] = run_controls(alone, None, split_seed, meter)["tfidf"]
     loaded = load_model(arguments.model, task, domains.label_names, train.seed)
     encoded, cut = encode_all(arguments, domains, loaded, task)
+    if seen := seen_before(loaded.name, domains.test):
+        raise UserError(f"LEAK: --model was pretrained on {seen} of the texts that are tested; pretrain without them.")
     console.say(summary(domains, cut))
+    pool = _drawn(domains, train.seed)
+    now = {"labelled rows": domains.facts["fingerprint"], "unlabelled texts": cache_key(pool),
+           "model": weights_key(loaded.model)}  # fmt: skip
+    if changed := [name for name, key in now.items() if state.setdefault("keys", now)[name] != key]:
+        raise UserError(f"the {listed(changed)} changed since {folder} was started; restore that, or name a new "
+                        "--output_dir.")  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    pool = 0
-    if domains.unlabeled is not None:
-        pool = _write_pool(domains, folder / POOL_FILE, data.text_column or "text", train.seed)
+    if pool:
+        column = data.text_column or "text"
+        lines = (json.dumps({column: text}, ensure_ascii=False) + "\n" for text in pool)
+        write_atomically(folder / POOL_FILE, "".join(lines))
     setup = Setup(loaded, encoded["train"], encoded["validation"], task.collator(loaded.tokenizer),
                   arguments.precision, weights, train.seed)  # fmt: skip
-    rows = Rows(len(domains.train), len(domains.validation), int(own.sum()), pool)
+    rows = Rows(len(domains.train), len(domains.validation), int(own.sum()), len(pool))
     tested = encoded["target_test" if len(domains.target_test) else "source_test"]
     comparison = Comparison(
         arguments, how, console, folder, state, arms, controls, task, domains, np.array(tested["length"][:]),
@@ -205,12 +224,12 @@ def _open(folder: Path, arguments: Arguments) -> dict[str, Any]:
         UserError: the folder holds something else, or another comparison.
     """
     question = {name: value for name, value in json.loads(json.dumps(as_dict(arguments), default=str)).items()
-                if name not in ("slice_columns", "backtest", "dataloader_num_workers")}  # fmt: skip
+                if name not in ("budget", "slice_columns", "backtest", "dataloader_num_workers")}  # fmt: skip
     file = folder / FILE
     if not file.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"--output_dir {folder} holds other files; name a new folder, or remove it first.")
-        return {"question": question, "seconds": {}, "failed": {}}
+        return {"question": question, "seconds": {}, "other": 0.0, "failed": {}}
     state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     then = state["question"]
     if changed := sorted(key for key in {*then, *question} if then.get(key) != question.get(key)):
@@ -220,20 +239,34 @@ def _open(folder: Path, arguments: Arguments) -> dict[str, Any]:
     return state
 
 
+def _check_estimates(how: CompareArguments, domains: Domains, data: DataArguments, seed: int) -> None:
+    """Find what would keep the estimates without target labels from being made, which come last."""
+    if data.target is not None or domains.unlabeled is None:
+        return
+    if len(domains.unlabeled) < FEWEST:
+        raise UserError(f"--target_unlabeled has {len(domains.unlabeled)} texts; at least {FEWEST} are needed to "
+                        "estimate anything without labels.")  # fmt: skip
+    for spec in how.backtest:
+        other = read_target(spec, labelled=True, text_column=data.text_column, label_column=data.label_column,
+                            seed=seed, quiet=True)  # fmt: skip
+        if unknown := sorted(set(other.labels if other.labels is not None else []) - set(domains.label_names)):
+            raise UserError(f"--backtest {spec} has labels that the source lacks: {listed(unknown)}; it has "
+                            f"{listed(domains.label_names)}.")  # fmt: skip
+
+
 def _refuse_leaks(domains: Domains) -> None:
     if leaks := domains.facts["leaks_removed"]:
         raise UserError(f"LEAK: {leaks} labelled rows to train on are also target test rows (but for case and "
                         "punctuation); no verdict can rest on that: remove them from one table.")  # fmt: skip
 
 
-def _write_pool(domains: Domains, file: Path, column: str, seed: int) -> int:
-    """Write the unlabelled texts that arms learn from, a random part of many; returns how many they are."""
-    assert domains.unlabeled is not None
+def _drawn(domains: Domains, seed: int) -> list[str]:
+    """Return the unlabelled texts that arms learn from, a random part of many."""
+    if domains.unlabeled is None:
+        return []
     count = min(len(domains.unlabeled), max(POOL, len(domains.train)))
     drawn = np.sort(np.random.default_rng(seed).permutation(len(domains.unlabeled))[:count])
-    texts = domains.unlabeled.select(drawn)["text"][:]
-    write_atomically(file, "".join(json.dumps({column: text}, ensure_ascii=False) + "\n" for text in texts))
-    return count
+    return list(domains.unlabeled.select(drawn)["text"][:])
 
 
 def _columns(arguments: Arguments, how: CompareArguments, domains: Domains) -> dict[str, np.ndarray]:

@@ -112,16 +112,18 @@ def _tfidf(
     weight = None if class_weights is None else dict(enumerate(class_weights))
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     features = vectorizer.fit_transform(train["text"])
-    search = GridSearchCV(
-        LogisticRegression(max_iter=300, class_weight=weight, random_state=seed),
-        {"C": STRENGTHS},
-        cv=int(min(5, np.bincount(labels).min())),
-    ).fit(features, labels)
+    present, counts = np.unique(labels, return_counts=True)  # target rows alone may lack a label
+    model = LogisticRegression(max_iter=300, class_weight=weight, random_state=seed)
+    if (folds := int(min(5, counts.min()))) > 1:
+        model = GridSearchCV(model, {"C": STRENGTHS}, cv=folds)
+    model.fit(features, labels)
     logits = {}
     for name, rows in sets.items():
-        parts = [search.predict_proba(vectorizer.transform(batch["text"])) for batch in rows.iter(TEST_BATCH)]
-        logits[name] = np.log(np.clip(np.concatenate(parts), 1e-9, 1.0))
+        parts = [model.predict_proba(vectorizer.transform(batch["text"])) for batch in rows.iter(TEST_BATCH)]
+        probabilities = np.zeros((len(rows), len(domains.label_names)))
+        probabilities[:, present] = np.concatenate(parts)
+        logits[name] = np.log(np.clip(probabilities, 1e-9, 1.0))
     name = "TF-IDF + logistic regression"
     if len(train) < len(domains.train):
         name += f" on {len(train):,} rows"
-    return name, logits, search.best_estimator_.coef_.size
+    return name, logits, getattr(model, "best_estimator_", model).coef_.size

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,11 +36,13 @@ class TokenStates:
         values: (all tokens, hidden), row after row, longest row first.
         lengths: (rows,) tokens of each row, in that order.
         order: (rows,) which input row each is.
+        saved_seconds: that an earlier run spent on them, where they were in the cache.
     """
 
     values: torch.Tensor
     lengths: np.ndarray
     order: np.ndarray
+    saved_seconds: float = 0.0
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -217,6 +220,7 @@ def token_states(
             distributed.barrier()
 
     meet()  # nobody may finish the file before all have looked for it
+    begin_time = time.perf_counter()
     if missing:
         values = torch.from_file(str(part), shared=True, size=total * hidden, dtype=dtype).view(total, hidden)
         written = TokenStates(values, lengths[order], order)
@@ -228,11 +232,14 @@ def token_states(
     elif progress is not None:
         progress.update(len(encoded))
     meet()
+    note = file.with_suffix(".json")
     if missing and share[0] == 0:
+        note.write_text(json.dumps({"seconds": round(time.perf_counter() - begin_time, 3)}), encoding="utf-8")
         part.replace(file)
     meet()
     values = torch.from_file(str(file), shared=False, size=total * hidden, dtype=dtype).view(total, hidden)
-    return TokenStates(values, lengths[order], order)
+    saved = 0.0 if missing else json.loads(note.read_text(encoding="utf-8"))["seconds"]
+    return TokenStates(values, lengths[order], order, saved)
 
 
 def pooled_states(trunk: PreTrainedModel, encoded: Dataset, collator: Any, progress: Any = None) -> np.ndarray:

@@ -12,7 +12,6 @@ from hf_transfer import verdict
 from hf_transfer.arms import FROZEN, RANDOM, SELF_TRAIN, SOURCE_ONLY, TARGET_ONLY, Arm, read_arm
 from hf_transfer.calibration import calibration
 from hf_transfer.errors import UserError
-from hf_transfer.evaluation import intervals
 from hf_transfer.report import training_seconds
 from hf_transfer.results import Run, load_run
 from hf_transfer.what_next import what_next
@@ -29,6 +28,7 @@ WORDS = {
     RANDOM: "the same from random weights: what did pretraining give?",
     TARGET_ONLY: "fine-tuned on the target's labels alone: what did the source give?",
 }
+WITHOUT_TRANSFER = [name for name in WORDS if name not in (FROZEN, SOURCE_ONLY)]
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,18 @@ class Tested:
 
 
 def find(job: Comparison) -> dict[str, Any]:
-    """Return the verdict with all that it rests on.
-
-    Raises:
-        UserError: no arm was finished.
-    """
+    """Return the verdict with all that it rests on."""
     everything = {one.name: one for one in _tested(job)}
     arms = [arm for arm in job.arms if arm.name in everything]
-    if not arms:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in job.state["failed"].items())
-        raise UserError(f"no arm was finished ({reasons}); correct that and run the same command again.")
     which = "target_test" if len(job.domains.target_test) else "source_test"
     labels = np.array(job.domains.test["label"][:])
-    controls = [name for name in WORDS if name in everything]
     candidates = [
         verdict.Candidate(one.name, one.logits[which].argmax(2), one.seconds + one.shared_seconds, one.megabytes,
-                          control=one.name in controls)
+                          control=one.name in WITHOUT_TRANSFER, seeded=bool(one.runs))
         for one in everything.values()
     ]  # fmt: skip
-    judged = verdict.judge(candidates, labels, {arm.name: _against(arm, controls) for arm in arms})
+    judged = verdict.judge(candidates, labels, _against(everything))
+    scores = verdict.scores(candidates, labels)
     chosen = everything[judged.recommended]
     best_run = chosen if chosen.runs else _best_run(everything, labels, which)
     estimates = None if len(job.domains.target_test) else _estimated(everything, job)
@@ -92,7 +85,7 @@ def find(job: Comparison) -> dict[str, Any]:
             "folder": str(chosen.runs[0].folder) if chosen.runs else None,
             "best_run": str(best_run.runs[0].folder),
         },
-        "candidates": [_described(one, job, which, labels) for one in everything.values()],
+        "candidates": [_described(one, job, which, labels, scores[one.name]) for one in everything.values()],
         "comparisons": [asdict(one) for one in judged.comparisons],
         "forgetting": _forgetting(everything, arms, job) if which == "target_test" else {},
         "slices": {"of": best_run.name, "parts": [asdict(part) for part in _slices(best_run, job, which, labels)]},
@@ -105,10 +98,15 @@ def find(job: Comparison) -> dict[str, Any]:
     }
 
 
-def _against(arm: Arm, controls: list[str]) -> list[str]:
-    """Return the controls that `arm` has to beat: fine-tuning on the source is measured by what is simpler alone."""
-    other = [name for name in controls if name != arm.name]
-    return other if arm.adaptation else [name for name in other if name != SOURCE_ONLY]
+def _against(everything: dict[str, Tested]) -> dict[str, list[str]]:
+    """Return whom each arm is compared with: controls without transfer, and what trains on labelled rows alone."""
+    plain = [name for name in everything if name in WITHOUT_TRANSFER]
+    trained = [name for name in (FROZEN, SOURCE_ONLY) if name in everything]
+    return {
+        name: plain + [other for other in trained if other != name and name != FROZEN]
+        for name in everything
+        if name not in WITHOUT_TRANSFER
+    }
 
 
 def _tested(job: Comparison) -> list[Tested]:
@@ -173,23 +171,21 @@ def _best_run(everything: dict[str, Tested], labels: np.ndarray, which: str) -> 
                key=lambda one: (one.logits[which].argmax(2) == labels).mean())  # fmt: skip
 
 
-def _described(one: Tested, job: Comparison, which: str, labels: np.ndarray) -> dict[str, Any]:
+def _described(
+    one: Tested, job: Comparison, which: str, labels: np.ndarray, accuracy: tuple[float, float, float]
+) -> dict[str, Any]:
     """Return the scores and costs of an arm or control."""
     logits = one.logits[which]
     scores = [job.task.compute_metrics(values, labels, job.domains.label_names) for values in logits]
-    bounds = intervals(logits[0].argmax(1), labels) if len(logits) == 1 else None
-    right = (logits.argmax(2) == labels).mean(0)
-    reach = 1.96 * float(np.sqrt(right.var() / len(right) + np.var([score["accuracy"] for score in scores])))
-    accuracy = float(np.mean([score["accuracy"] for score in scores]))
     out: dict[str, Any] = {
         "name": one.name,
         "words": WORDS.get(one.name, ""),
         "control": one.name in WORDS,
         "arm": one.name in {arm.name for arm in job.arms},
         "seeds": len(logits),
-        "accuracy": accuracy,
+        "accuracy": accuracy[0],
         "accuracy_by_seed": [score["accuracy"] for score in scores],
-        "interval": bounds["accuracy"] if bounds else [max(0.0, accuracy - reach), min(1.0, accuracy + reach)],
+        "interval": accuracy[1:],
         "macro_f1": float(np.mean([score["macro_f1"] for score in scores])),
         "source_accuracy": None,
         "seconds": one.seconds,
@@ -207,7 +203,7 @@ def _described(one: Tested, job: Comparison, which: str, labels: np.ndarray) -> 
         out["source_accuracy"] = float((one.logits["source_test"].argmax(2) == truth).mean())
     if one.runs:
         tested = sum(run.metrics[name]["n"] for run in one.runs for name in one.logits if name in run.metrics)
-        out["milliseconds_a_text"] = 1000 * sum(run.seconds["evaluate"] for run in one.runs) / max(tested, 1)
+        out["milliseconds_a_text"] = 1000 * sum(run.seconds["predict"] for run in one.runs) / max(tested, 1)
     if "validation" in one.logits and len(job.domains.validation):
         known = np.array(job.domains.validation["label"][:])
         out["calibration"] = calibration(one.logits["validation"][0], known, logits[0], labels)

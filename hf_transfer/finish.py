@@ -19,7 +19,7 @@ from hf_transfer.models import longest_input, public_name
 from hf_transfer.profile import profile_table
 from hf_transfer.publish import push_run
 from hf_transfer.record import record_domain, record_logits
-from hf_transfer.resources import hardware, versions
+from hf_transfer.resources import Meter, hardware, versions
 from hf_transfer.results import Run
 
 if TYPE_CHECKING:
@@ -41,23 +41,26 @@ def score(
     task: Task,
     arguments: Arguments,
     sets: tuple[str, ...],
+    meter: Meter,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return scores with intervals, and logits in input order, for each of `sets` that has rows."""
     scores, logits = {}, {}
     for name in sets:
         if not len(encoded[name]):
             continue
-        logits[name] = predict_logits(
-            model, encoded[name], setup.collator, precision=setup.precision,
-            batch_size=arguments.train.per_device_eval_batch_size, quiet=setup.quiet,
-        )  # fmt: skip
-        labels = np.array(encoded[name]["labels"][:])
-        scores[name] = task.compute_metrics(logits[name], labels, domains.label_names)
-        predicted = logits[name].argmax(axis=1)
-        scores[name]["intervals"] = intervals(predicted, labels, seed=setup.seed)
-        if name.endswith("_test"):
-            lengths, names = np.array(encoded[name]["length"][:]), getattr(domains, name)["domain"][:]
-            scores[name]["slices"] = slices(predicted == labels, lengths, names, seed=setup.seed)
+        with meter.stage("predict"):
+            logits[name] = predict_logits(
+                model, encoded[name], setup.collator, precision=setup.precision,
+                batch_size=arguments.train.per_device_eval_batch_size, quiet=setup.quiet,
+            )  # fmt: skip
+        with meter.stage("evaluate"):
+            labels = np.array(encoded[name]["labels"][:])
+            scores[name] = task.compute_metrics(logits[name], labels, domains.label_names)
+            predicted = logits[name].argmax(axis=1)
+            scores[name]["intervals"] = intervals(predicted, labels, seed=setup.seed)
+            if name.endswith("_test"):
+                lengths, names = np.array(encoded[name]["length"][:]), getattr(domains, name)["domain"][:]
+                scores[name]["slices"] = slices(predicted == labels, lengths, names, seed=setup.seed)
     return scores, logits
 
 
@@ -142,11 +145,11 @@ def _write(
     added = tokenizer.num_special_tokens_to_add() - specials
     length = min(arguments.data.max_length + added, longest_input(setup.loaded))
     tokenizer.model_max_length = length  # so that `pipeline(..., truncation=True)` cuts where training did
+    if added:  # the merged model wants tokens that the training rows did not have
+        tested = {name: getattr(domains, name) for name in TESTED}
+        encoded = {n: task.encode(tokenizer, rows, length)[0] if len(rows) else rows for n, rows in tested.items()}
+    scores, logits = score(model, encoded, domains, setup, task, arguments, TESTED, meter)
     with meter.stage("evaluate"):
-        if added:  # the merged model wants tokens that the training rows did not have
-            tested = {name: getattr(domains, name) for name in TESTED}
-            encoded = {n: task.encode(tokenizer, rows, length)[0] if len(rows) else rows for n, rows in tested.items()}
-        scores, logits = score(model, encoded, domains, setup, task, arguments, TESTED)
         compared = compare(job.controls, domains, setup, task, logits)
     choices = dict(prepared.choices)
     if setup.class_weights is not None:

@@ -17,6 +17,7 @@ ADVICE = {
     "forward": "shorten texts (--max_length), or keep the lower layers frozen (--method partial, frozen)",
     "backward": "train fewer layers (--method partial, frozen), or shorten texts (--max_length)",
     "optimiser": "take larger steps (--gradient_accumulation_steps), or train fewer weights (--method lora, partial)",
+    "predict": "test on fewer rows (--test_fraction, --max_rows)",
     "evaluate": "evaluate less often (--eval_strategy steps --eval_steps N), or hold out fewer rows",
     "save": "save less often (--save_strategy steps --save_steps N)",
 }

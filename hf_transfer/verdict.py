@@ -13,6 +13,7 @@ Caffo 2000): otherwise two arms that agree on five rows would be equal without a
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,9 @@ class Candidate:
             about that one model, not about all that another seed might have given.
         seconds: what it cost.
         megabytes: its size, which decides between equal seconds.
-        control: whether arms have to beat it, and it may be recommended where none does.
+        seeded: whether another seed might have given another one; with one seed alone beside others that have several,
+            it is taken to vary as they do.
+        control: whether arms have to beat it to be called a help, and it may be recommended where none does.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Candidate:
     seconds: float
     megabytes: float
     control: bool = False
+    seeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Verdict:
 
     Attributes:
         comparisons: every arm with every control, one family.
-        helping: arms shown to help against every control.
+        helping: arms shown to help against every control that they are compared with.
         adapt: whether there are any; if not: do nothing.
         recommended: the cheapest of them that is not shown worse than the best of them; without any, the cheapest
             control that is not shown worse than the best control.
@@ -134,8 +138,8 @@ def judge(candidates: list[Candidate], labels: np.ndarray, against: dict[str, li
     Args:
         candidates: at least one arm and one control.
         labels: (rows,) class indices.
-        against: arm -> the controls that it has to beat; all of them by default. A control may be an arm as well: how
-            training on the source does is a question of its own, and what an adaptation is measured by.
+        against: arm -> whom it is compared with; all controls by default. Arms may be among them: what an adaptation
+            is measured by is itself measured by the controls.
 
     Raises:
         ValueError: arms or controls are missing.
@@ -147,8 +151,9 @@ def judge(candidates: list[Candidate], labels: np.ndarray, against: dict[str, li
     pairs = [(arm, control) for arm, wanted in against.items() for control in wanted]
     if not pairs:
         raise ValueError(f"a verdict needs arms and controls, got {len(against)} and {len(controls)}")
-    right = _scores({one.name: (one.predictions == labels).astype(float) for one in candidates})
-    f1 = _scores({one.name: _f1_shares(one.predictions, labels) for one in candidates})
+    once = {one.name for one in candidates if one.seeded and len(one.predictions) == 1}
+    right = _scores({one.name: (one.predictions == labels).astype(float) for one in candidates}, once)
+    f1 = _scores({one.name: _f1_shares(one.predictions, labels) for one in candidates}, once)
     comparisons = []
     for (arm, control), effect in zip(pairs, _effects([right.minus(*pair) for pair in pairs], HELP), strict=True):
         f1_difference = f1.minus(arm, control)
@@ -158,9 +163,18 @@ def judge(candidates: list[Candidate], labels: np.ndarray, against: dict[str, li
             arm, control, effect, {"value": f1_difference.value, "low": low, "high": high},
             float((one * (1 - other) + other * (1 - one)).mean()),
         ))  # fmt: skip
-    in_doubt = {one.arm for one in comparisons if one.accuracy.corrected_low <= 0}
+    in_doubt = {one.arm for one in comparisons
+                if by_name[one.control].control and one.accuracy.corrected_low <= 0}  # fmt: skip
     helping = [by_name[arm] for arm in against if arm not in in_doubt]
     return Verdict(comparisons, [arm.name for arm in helping], bool(helping), _cheapest(helping or controls, right))
+
+
+def scores(candidates: list[Candidate], labels: np.ndarray) -> dict[str, tuple[float, float, float]]:
+    """Return each candidate's accuracy with its 95 % interval, over rows and over seeds where there are several."""
+    once = {one.name for one in candidates if one.seeded and len(one.predictions) == 1}
+    right = _scores({one.name: (one.predictions == labels).astype(float) for one in candidates}, once)
+    found = {one.name: right.alone(one.name) for one in candidates}
+    return {name: (one.value, max(0.0, one.bounds(ERROR)[0]), one.bounds(ERROR)[1]) for name, one in found.items()}
 
 
 def forgetting(before: np.ndarray, after: np.ndarray, labels: np.ndarray, label_names: list[str]) -> list[Part]:
@@ -251,6 +265,14 @@ class _Scores:
     seeds: dict[str, float]
     freedom: int
 
+    def alone(self, one: str) -> _Difference:
+        """Return the score of `one` itself: its difference to 0, with one row that it has right and one that not."""
+        rows = np.append(self.by_row[one], (0.0, 1.0))
+        parts = [(float(rows.var(ddof=1) / len(rows)), len(rows) - 1)]
+        if seeds := self.seeds.get(one, 0.0):
+            parts.append((seeds, self.freedom))
+        return _Difference(float(self.by_row[one].mean()), float(rows.mean()), tuple(parts))
+
     def minus(self, one: str, other: str) -> _Difference:
         """Return `one` minus `other`."""
         difference = self.by_row[one] - self.by_row[other]
@@ -261,18 +283,18 @@ class _Scores:
         return _Difference(float(difference.mean()), float(rows.mean()), tuple(parts))
 
 
-def _scores(shares: dict[str, np.ndarray]) -> _Scores:
+def _scores(shares: dict[str, np.ndarray], once: Collection[str] = ()) -> _Scores:
     """Return the scores of candidates, given each one's (seeds, rows) shares in it.
 
     A few seeds tell little about how far seeds move a candidate. They count as moving it at least as far as the average
-    candidate: a spread that is small by chance would otherwise make effects of nothing.
+    candidate: a spread that is small by chance would otherwise make effects of nothing. So do those trained `once`.
     """
     several = {name: values for name, values in shares.items() if np.ptp(values, axis=0).any()}
     spread = {name: _seed_variance(values) for name, values in several.items()}
     common = max(0.0, float(np.mean(list(spread.values())))) if spread else 0.0
     return _Scores(
         by_row={name: values.mean(axis=0) for name, values in shares.items()},
-        seeds={name: max(spread[name], common) / len(values) for name, values in several.items()},
+        seeds={name: max(spread.get(name, 0.0), common) / len(shares[name]) for name in {*several, *once} if several},
         freedom=sum(len(values) - 1 for values in several.values()),
     )
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+from hf_transfer.arms import FROZEN, RANDOM, SOURCE_ONLY
 from hf_transfer.budget import duration
 from hf_transfer.choose import aligned, cell, number
 from hf_transfer.results import write_atomically
+from hf_transfer.verdict import GAP
 
 TEMPLATE = Path(__file__).with_name("verdict.html.jinja")
 PICTURES = {"pareto.png": "Accuracy against the seconds that training took",
             "differences.png": "Each arm against its controls"}  # fmt: skip
 WORST = 8  # slices shown
+TRAINED = (FROZEN, SOURCE_ONLY)
 
 
 def write_pages(facts: dict[str, Any], folder: Path) -> None:
@@ -29,7 +33,9 @@ def write_pages(facts: dict[str, Any], folder: Path) -> None:
 def said(facts: dict[str, Any], folder: Path) -> str:
     """Return what the terminal shows at the end."""
     lines = ["", *aligned(_candidates(facts)), "", *sentences(facts), "", f"written: {folder}/verdict.md, verdict.html"]
-    run = facts["verdict"]["best_run"]
+    run = shlex.quote(facts["verdict"]["best_run"])
+    if facts["verdict"]["folder"] is None:
+        lines.append(f"the best of the runs, which is not recommended: {run}")
     lines += [f"next: hf-transfer predict {run} new.csv --output scored.csv", f"      hf-transfer demo {run}"]
     return "\n".join(lines)
 
@@ -40,30 +46,39 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     where = facts["target"] if facts["target_labels"] else "the source's own test rows"
     chosen = verdict["recommended"]
     out = []
+    mine = {one["control"]: one["accuracy"] for one in facts["comparisons"] if one["arm"] == chosen}
     if verdict["adapt"]:
-        mine = [one for one in facts["comparisons"] if one["arm"] == chosen]
-        least = min(mine, key=lambda one: one["accuracy"]["value"])
+        plain = [name for name in mine if name not in TRAINED]
+        nearest = min(plain, key=lambda name: mine[name]["value"])
         others = [name for name in verdict["helping"] if name != chosen]
         out.append(
-            f"{chosen} helps: on {n:,} rows of {where} it beats every control, the nearest ({least['control']}) by "
-            f"{_points(least['accuracy'])}."
+            f"{chosen} helps: on {n:,} rows of {where} it beats every control without transfer, the nearest "
+            f"({nearest}) by {_points(mine[nearest])}."
             + (f" So {'do' if len(others) > 1 else 'does'} {', '.join(others)}; {chosen} is the cheapest that is not "
-               "shown worse." if others else "")
+               "shown worse than the best." if others else "")
         )  # fmt: skip
+        for name in TRAINED:
+            if name in mine and mine[name]["word"] != "hurts":
+                out.append(f"Against {name}, which learns from labelled rows alone: {mine[name]['word']}, "
+                           f"{_points(mine[name])}.")  # fmt: skip
     else:
-        out.append(f"Do nothing: on {n:,} rows of {where} no arm is shown to beat every control. Take {chosen}, the "
-                   "cheapest control that is not shown worse than the best.")  # fmt: skip
+        out.append(f"Do nothing: on {n:,} rows of {where} nothing that transfers is shown to beat every control. Take "
+                   f"{chosen}, the cheapest control that is not shown worse than the best.")  # fmt: skip
     hurting = [one for one in facts["comparisons"] if one["accuracy"]["word"] == "hurts"]
-    out += [f"Negative transfer: {one['arm']} is worse than {one['control']} by "
+    begin = "Negative transfer: " if facts["target_labels"] else ""
+    out += [f"{begin if one['control'] not in TRAINED else ''}{one['arm']} is worse than {one['control']} by "
             f"{_points(one['accuracy'], turned=True)}." for one in hurting]  # fmt: skip
-    for one in facts["candidates"]:
-        if one["name"] == "random+full" and (full := _named(facts, "full")):
-            gained = 100 * (full["accuracy"] - one["accuracy"])
-            out.append(f"Pretraining gave {gained:+.1f} points: full scores {full['accuracy']:.1%}, the same from "
-                       f"random weights {one['accuracy']:.1%}.")  # fmt: skip
-    detectable = [one["accuracy"]["detectable"] for one in facts["comparisons"]]
-    out.append(f"Differences under about {100 * min(detectable):.1f} to {100 * max(detectable):.1f} points would not "
-               "have been shown by so few test rows.")  # fmt: skip
+    for one in facts["comparisons"]:
+        if (one["arm"], one["control"]) == (SOURCE_ONLY, RANDOM):
+            out.append(f"What pretraining gave: {one['accuracy']['word']}, {_points(one['accuracy'])} between full and "
+                       "the same from random weights.")  # fmt: skip
+    detectable = [100 * one["accuracy"]["detectable"] for one in facts["comparisons"]]
+    out.append(f"A true difference of less than {min(detectable):.1f} to {max(detectable):.1f} points, by comparison, "
+               "would be missed more than one time in five.")  # fmt: skip
+    trained = {one["name"]: one["seeds"] for one in facts["candidates"] if one["folders"]}
+    if few := [name for name, seeds in trained.items() if seeds < facts["seeds"]]:
+        out.append(f"Fewer seeds than the others: {', '.join(few)}; another seed may move them as far as it moves the "
+                   "others.")  # fmt: skip
     if facts["seeds"] == 1:
         out.append("Every arm was trained once: this is about these models, another seed may give others.")
     if not facts["target_labels"]:
@@ -91,8 +106,8 @@ def _candidates(facts: dict[str, Any]) -> list[list[str]]:
     """Return the table of arms and controls, the most accurate first."""
     gain = _named(facts, "full") or _named(facts, "tfidf")
     assert gain is not None
-    cells = [["", "accuracy %", "macro-F1", f"against {gain['name']}", "source %", "seconds", "trainable", "MB",
-              "peak MB", "ms a text"]]  # fmt: skip
+    cells = [["", "accuracy %", "seeds", "macro-F1", f"against {gain['name']}", "source %", "seconds", "trainable",
+              "MB", "peak MB", "ms a text"]]  # fmt: skip
     for one in sorted(facts["candidates"], key=lambda one: -one["accuracy"]):
         low, high = (100 * bound for bound in one["interval"])
         mark = " *" if one["name"] == facts["verdict"]["recommended"] else ""
@@ -100,6 +115,7 @@ def _candidates(facts: dict[str, Any]) -> list[list[str]]:
         cells.append([
             one["name"] + mark + (" (control)" if one["control"] and not one["arm"] else ""),
             f"{100 * one['accuracy']:.1f} [{low:.1f}, {high:.1f}]",
+            f"{one['seeds']}" if one["folders"] else "",
             f"{100 * one['macro_f1']:.1f}",
             "" if one is gain else f"{100 * (one['accuracy'] - gain['accuracy']):+.1f}",
             "" if one["source_accuracy"] is None else f"{100 * one['source_accuracy']:.1f}",
@@ -193,7 +209,8 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
     if facts["estimates"]:
         out.append(_estimates(facts["estimates"]))
     out.append({"title": f"Where {slices['of']} fails", "table": _slices(facts),
-                "lines": [f"Worst: {worst['name']}." if worst else ""]})  # fmt: skip
+                "lines": [f"Worst: {worst['name']}." if worst and worst["difference"]["word"] == GAP[0] else
+                          "No slice is shown to be worse than the rest."]})  # fmt: skip
     if found := facts["next"]["texts"]:
         out.append({"title": "What to label next", "table": [["row of the unlabelled table", "guess", "confidence %"],
                     *([f"{one['row']}", one["guess"], f"{100 * one['confidence']:.0f}"] for one in found[:WORST])],

@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> Run:
         before: dict[str, Any] = {}
         model = job.setup.loaded.model
         if not job.setup.loaded.new_parameters:
-            before, _ = score(model, job.encoded, job.domains, job.setup, job.task, arguments, ("source_test",))
+            before, _ = score(
+                model, job.encoded, job.domains, job.setup, job.task, arguments, ("source_test",), job.meter
+            )
         job, tuned = tune(job, job.setup, prepare)
         set_seed(arguments.train.seed)
         with job.meter.stage("prepare"):

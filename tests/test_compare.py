@@ -6,6 +6,7 @@ import html.parser
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import conftest
 import pandas as pd
 import psutil
 import pytest
+from datasets import Dataset
 
 from hf_transfer import alignment, feature_maps, methods, objectives
 from hf_transfer.arms import RANDOM, TARGET_ONLY, adaptations, command, read_arm
@@ -24,6 +26,7 @@ from hf_transfer.cli import main
 from hf_transfer.compare import compare
 from hf_transfer.errors import UserError
 from hf_transfer.results import load_run
+from hf_transfer.texts import text_facts
 
 GOOD, BAD = ("clean", "friendly", "comfortable", "great"), ("dirty", "rude", "broken", "noisy")
 FILLER = ("room", "hotel", "staff", "night", "bed", "breakfast", "we", "the", "was", "and")
@@ -152,7 +155,6 @@ def test_pages_hold_everything_and_ask_for_nothing(done):
 
 def test_nothing_but_scoring_sees_the_tested_texts(done, folder):
     """Every target row carries a word: no cached training set, pool or control's vocabulary has it."""
-    from datasets import Dataset
     from transformers import AutoTokenizer
 
     where, _, fitted = done
@@ -183,7 +185,7 @@ def test_again_trains_nothing_and_says_the_same(done, folder):
     where, facts, _ = done
     before = {file: file.stat().st_mtime_ns for file in where.glob("runs/*/run.json")}
     assert len(before) == 5
-    compare([*flags(folder), "--slice_columns", "shop"])
+    compare([*flags(folder, budget="30m"), "--slice_columns", "shop"])  # there may be more time than at first
     assert {file: file.stat().st_mtime_ns for file in where.glob("runs/*/run.json")} == before
     again = json.loads((where / "verdict.json").read_text())
     for key in ("verdict", "comparisons", "forgetting", "slices", "candidates"):
@@ -204,6 +206,8 @@ def test_again_trains_nothing_and_says_the_same(done, folder):
         ({"slice_columns": "shops"}, "has no column 'shops'; it has text, label, shop"),
         ({"slice_columns": "text"}, "'text' has 120 different values"),
         ({"method": "lora"}, "unknown flag --method"),
+        ({"target_only": "true"}, "--target_only: that is one of the controls"),
+        ({"backtest": "x.csv"}, "--backtest is about estimates without target labels"),
         ({"push_to_hub": "true"}, "look at the verdict first"),
         ({"budget": "1s"}, "was not finished .stopped: the budget was spent.; give more --budget"),
     ],
@@ -231,12 +235,18 @@ def test_other_questions_and_other_files_are_refused(done, folder, tmp_path):
     with pytest.raises(UserError, match="LEAK: 5 labelled rows to train on are also target test rows"):
         compare(flags(folder, source=str(leaking), output_dir=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+    more = conftest.write_table(tmp_path / "pool.jsonl", [{"text": row["text"]} for row in texts_of(221, 2)])
+    with pytest.raises(UserError, match="the unlabelled texts changed since"):
+        compare(flags(folder, target_unlabeled=str(more)))
+    learned = shutil.copytree(folder / "model", tmp_path / "model")
+    keys = text_facts(Dataset.from_list(texts_of(120, 1, MARKER)))[["key"]]
+    keys.to_parquet(learned / "pretraining_keys.parquet")
+    with pytest.raises(UserError, match="LEAK: --model was pretrained on 120 of the texts that are tested"):
+        compare(flags(folder, model=str(learned), output_dir=str(tmp_path / "out")))
 
 
 def test_an_arm_that_fails_is_left_out_and_so_is_what_there_is_no_time_for(done, folder):
     """The same command trains the missing ones; here one can't be trained, and then there is no time for it."""
-    import shutil
-
     where, facts, _ = done
     away = folder / "away"
     shutil.move(where / "runs" / "coral+lora-seed3", away)
@@ -285,13 +295,24 @@ def test_planted_negative_transfer(folder, tmp_path):
     assert only.data["rows"]["target_test"] == facts["test_rows"] == 500
 
 
-def test_without_target_labels_estimates_are_called_so(folder, tmp_path):
+def test_without_target_labels_and_with_screening(folder, tmp_path, monkeypatch):
+    """Estimates are called so; of two screened arms one goes on, and every other one is trained twice."""
+    plan = Plan(seeds=2, share=0.25, screened=["lora", "bitfit"], keep=1, seconds=60.0)
+    monkeypatch.setattr("hf_transfer.compare.make_plan", lambda *_: plan)
     backtest = conftest.write_table(tmp_path / "other.jsonl", texts_of(80, 9))
-    where = compare([*flags(folder, target=None, arms="frozen,full", output_dir=str(tmp_path / "out")), "--backtest",
+    where = compare([*flags(folder, target=None, arms="lora,bitfit", output_dir=str(tmp_path / "out")), "--backtest",
                      str(backtest)])  # fmt: skip
     facts = json.loads((where / "verdict.json").read_text())
     assert not facts["target_labels"]
-    assert {run["name"] for run in facts["estimates"]["runs"]} == {"frozen", "full", RANDOM}
+    (kept,) = [name for name, one in facts["screening"].items() if one["kept"]]
+    scores = {name: one["accuracy"] for name, one in facts["screening"].items()}
+    assert scores.keys() == {"lora", "bitfit"}
+    assert scores[kept] == max(scores.values())
+    assert {run["name"] for run in facts["estimates"]["runs"]} == {"frozen", "full", RANDOM, kept}
+    trained = {folder.name for folder in (where / "runs").iterdir()}
+    assert trained == {f"{name}-seed{seed}" for name in ("frozen", "full", RANDOM, kept) for seed in (3, 4)}
+    assert {one["seeds"] for one in facts["candidates"] if one["folders"]} == {2}
+    assert load_run(where / "screening" / f"{kept}-seed3").history[-1]["epoch"] < 1
     assert [test["domain"] for test in facts["estimates"]["backtests"]] == ["other"]
     markdown = (where / "verdict.md").read_text()
     assert "There are no target labels to test on" in markdown

@@ -99,8 +99,15 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         if layer is None:
             layer, by_layer = from_first_process(_choose_layer(setup, trunk, labels, bar))
         cut(trunk, layer)
-        bar.reset(total=len(setup.train) + (0 if target is None else len(target)))
-        head, choices, logits = _train_heads(setup, args, trunk, target, bar)
+        bar.reset(total=len(setup.train) + len(setup.validation) + (0 if target is None else len(target)))
+        saved: list[float] = []
+
+        def encode(rows: Dataset) -> TokenStates:
+            states = token_states(trunk, rows, setup.collator, bar)
+            saved.append(states.saved_seconds)
+            return states
+
+        head, choices, logits = _train_heads(setup, args, trunk, target, bar, encode)
     cut(model, min(layer + 1, depth))
     if layer == depth:
         stack = layers(model)
@@ -112,6 +119,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         "layer": layer,
         "head_parameters": sum(p.numel() for p in head.parameters()),
         **({"validation_accuracy_by_layer": by_layer} if by_layer else {}),
+        **({"cached_encoding_seconds": round(sum(saved), 3)} if any(saved) else {}),
         **choices,
     }
     return Prepared(model, as_it_is, choices=choices, settled={"frozen_layer": layer}, logits=logits)
@@ -137,7 +145,12 @@ def _target_rows(setup: Setup, args: Arguments) -> Dataset | None:
 
 
 def _train_heads(
-    setup: Setup, args: Arguments, trunk: Any, target: Dataset | None, bar: Any
+    setup: Setup,
+    args: Arguments,
+    trunk: Any,
+    target: Dataset | None,
+    bar: Any,
+    encode: Callable[[Dataset], TokenStates],
 ) -> tuple[AttentionPool, dict[str, Any], Callable[[], Any] | None]:
     """Return one head, of all sources or mixed of those of each, what was decided for it, and `Prepared.logits`."""
     from hf_transfer import feature_maps, pooling
@@ -145,12 +158,12 @@ def _train_heads(
     parts = _by_source(setup) if args.mixture_of_sources else {"all": setup}
     room = pooling.room_for(trunk.config, setup.loaded.model.config.num_labels)
     pools = min(pooling.POOLS, 1 + (room - 1) // len(parts))  # heads that are mixed share the plain mean
-    seen = None if target is None else feature_maps.row_means(token_states(trunk, target, setup.collator, bar))
+    seen = None if target is None else feature_maps.row_means(encode(target))
     heads, notes, means = [], [], []
     for part in parts.values():
         bar.set_description("encode")
-        states = token_states(trunk, part.train, setup.collator, bar)
-        held_out = token_states(trunk, part.validation, setup.collator) if len(part.validation) else None
+        states = encode(part.train)
+        held_out = encode(part.validation) if len(part.validation) else None
         change = None
         if seen is not None:
             means.append(feature_maps.row_means(states))

@@ -59,6 +59,8 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     if above is None:
         return Prepared(setup.loaded.model, as_it_is, callbacks, scale, choices)
     inputs, whole = above
+    if saved := inputs.collator.states.saved_seconds:
+        choices["cached_encoding_seconds"] = saved
 
     def merge(model: Any, tokenizer: Any) -> tuple[Any, Any]:
         whole()
