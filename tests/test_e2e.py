@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
-import os
+import shlex
 import subprocess
 import sys
 
@@ -12,8 +14,10 @@ import conftest
 import numpy as np
 import pandas as pd
 import pytest
+from warm import template
 
 from hf_transfer.arguments import best_precision
+from hf_transfer.cli import main
 from hf_transfer.models import DEFAULT_ID, default_model
 from hf_transfer.results import load_run
 
@@ -28,17 +32,44 @@ pytestmark = [
 ]
 
 
+SHORT = ["--max_length", "32", "--per_device_train_batch_size", "4", "--num_train_epochs"]
+SHORTER = {"frozen": [], "lora": [*SHORT, "2"], "full": [*SHORT, "1"]}  # as many steps on fewer tokens
+
+
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
+    """The command in this process, whose arms train for a shorter time: its folder, output, and the arms' commands."""
     output = tmp_path_factory.mktemp("quickstart") / "runs"
-    command = [sys.executable, "-m", "hf_transfer.cli", "quickstart", "--output_dir", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    return output, done.stdout
+    commands = []
+
+    def run(command, **more):
+        commands.append(command)
+        assert not more
+        done = template().run(*command[1:], *SHORTER[command[command.index("--method") + 1]], timeout=1200)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(subprocess, "run", run)
+        patch.setattr(sys, "argv", [])
+        patch.setattr(sys, "path", [*sys.path])
+        main(["quickstart", "--output_dir", str(output)])
+    return output, printed.getvalue(), commands
+
+
+def test_quickstart_trains_with_the_defaults(quickstart):
+    output, printed, commands = quickstart
+    hotels, films, gadgets = (conftest.CORPUS / f"{name}.labeled.jsonl" for name in ("hotels", "films", "gadgets"))
+    for i, method in enumerate(("frozen", "lora", "full")):
+        flags = ["--method", method, "--output_dir", output / method, "--source", hotels, films, "--target", gadgets]
+        flags = list(map(str, flags))
+        assert commands[i] == [sys.executable, str(conftest.REPOSITORY / "recipes" / "finetune.py"), *flags]
+        assert f"[{i + 1}/3] hf-transfer run finetune {shlex.join(flags)}\n" in printed
+    assert len(commands) == 3
 
 
 def test_quickstart_ends_with_the_whole_table(quickstart):
-    output, printed = quickstart
+    output, printed, _ = quickstart
     table = printed[printed.rindex("| arm") :]
     for arm in ("majority class", "TF-IDF + logistic regression", "frozen", "lora", "full"):
         assert table.count(f"\n| {arm} ") == 1, arm
@@ -58,7 +89,7 @@ def test_quickstart_ends_with_the_whole_table(quickstart):
 
 
 def test_runs_name_the_public_model_not_a_folder(quickstart):
-    output, _ = quickstart
+    output, *_ = quickstart
     for method in ("frozen", "lora", "full"):
         assert load_run(output / method).model == DEFAULT_ID
         assert default_model() not in (output / method / "config.json").read_text()
