@@ -302,8 +302,8 @@ def test_without_target_labels_and_with_screening(folder, tmp_path, monkeypatch)
     plan = Plan(seeds=2, share=0.25, screened=["lora", "bitfit"], keep=1, seconds=60.0)
     monkeypatch.setattr("hf_transfer.compare.make_plan", lambda *_: plan)
     backtest = conftest.write_table(tmp_path / "other.jsonl", texts_of(80, 9))
-    where = compare([*flags(folder, target=None, arms="lora,bitfit", seeds="2", output_dir=str(tmp_path / "out")), "--backtest",
-                     str(backtest)])  # fmt: skip
+    words = flags(folder, target=None, arms="lora,bitfit", seeds="2", output_dir=str(tmp_path / "out"))
+    where = compare([*words, "--backtest", str(backtest)])
     facts = json.loads((where / "verdict.json").read_text())
     assert not facts["target_labels"]
     (kept,) = [name for name, one in facts["screening"].items() if one["kept"]]
