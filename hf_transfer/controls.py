@@ -61,7 +61,9 @@ def run_controls(domains: Domains, class_weights: list[float] | None, seed: int,
 
     sets = {name: rows for name in SETS if len(rows := getattr(domains, name))}
     used = [table_key(rows, ["text", "label"]) for rows in (domains.train, *sets.values())]
-    key = cache_key("controls", used, list(sets), class_weights, seed, importlib.metadata.version("scikit-learn"))
+    key = cache_key(
+        "controls", used, list(sets), class_weights, seed, TFIDF_ROWS, importlib.metadata.version("scikit-learn")
+    )
     file = cache_folder() / f"controls-{key}.safetensors"
     if file.is_file():
         with safe_open(file, framework="np") as kept:

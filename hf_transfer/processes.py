@@ -45,7 +45,7 @@ def run_command(
         seconds: after which it is stopped.
         tick: called with the seconds so far, now and then.
     """
-    process: Any = _context().Process(target=_inside, args=(argv, str(log)))
+    process: Any = _context().Process(target=_inside, args=(argv, str(log), dict(os.environ)))
     begin = time.perf_counter()
     process.start()
     try:
@@ -84,8 +84,9 @@ def _context() -> Any:
     return context
 
 
-def _inside(argv: list[str], log: str) -> None:
+def _inside(argv: list[str], log: str, environment: dict[str, str]) -> None:
     """Be that process."""
+    os.environ.update(environment)  # a copy has that of the time when the first one was asked for
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C goes to the parent alone, and what is started here can be stopped together
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -169,10 +169,10 @@ def test_recipe_flags_in_examples_exist():
 
 def test_examples_of_the_help_parse():
     lines = [line.strip() for line in EXAMPLES.splitlines() if line.startswith("  hf-transfer ")]
-    assert len(lines) == 12
+    assert len(lines) == 13
     actions = [_parser().parse_args(shlex.split(line)[1:]).action.__name__ for line in lines]
-    assert actions == ["_quickstart", "_gap", "_rank", "_run", "_run", "_predict", "_why", "_choose", "_report",
-                       "_demo", "_publish", "_export"]  # fmt: skip
+    assert actions == ["_quickstart", "_gap", "_compare", "_rank", "_run", "_run", "_predict", "_why", "_choose",
+                       "_report", "_demo", "_publish", "_export"]  # fmt: skip
 
 
 # the embedded corpus

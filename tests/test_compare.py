@@ -59,6 +59,13 @@ def flags(folder: Path, **change: str | None) -> list[str]:
 def folder(tmp_path_factory):
     """Tables and a model; the target's rows carry a word that occurs nowhere else."""
     folder = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TRANSFER_CACHE", str(folder / "cache"))  # so that nobody else's texts are in it
+        yield filled(folder)
+
+
+def filled(folder: Path) -> Path:
+    """Write them."""
     conftest.make_model(folder / "model")
     conftest.write_table(folder / "source.jsonl", texts_of(160, 0))
     conftest.write_table(folder / "target.jsonl", texts_of(120, 1, MARKER))
