@@ -226,7 +226,11 @@ def _looking(arguments: argparse.Namespace) -> dict[str, Any]:
 def _compare(arguments: argparse.Namespace) -> None:
     from hf_transfer.compare import compare
 
-    compare(arguments.flags)
+    try:
+        compare(arguments.flags)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished stays, and the same command goes on.", file=sys.stderr)
+        sys.exit(130)
 
 
 def _run(arguments: argparse.Namespace) -> None:
