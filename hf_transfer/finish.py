@@ -135,7 +135,7 @@ def _write(
     peak = meter.peak_memory // 2**20
     with meter.stage("save"):
         adapter = getattr(prepared.model, "peft_config", None)
-        if adapter and main:
+        if adapter and prepared.keep_adapter and main:
             for config in adapter.values():
                 config.base_model_name_or_path = public_name(setup.loaded.name)
             prepared.model.save_pretrained(partial / "adapter", save_embedding_layers=False)  # no look-up

@@ -27,7 +27,7 @@ ALIGNMENTS = [
     "jdot",
     "mmd",
 ]  # of features; udalm, which reads words, is in test_pretraining.py
-METHODS = ["adapter", "bitfit", "full", "ia3", "lora", "partial", "prompt"]
+METHODS = ["adapter", "bitfit", "full", "ia3", "lora", "partial", "prompt", "qlora"]
 
 
 def build(name, hidden=6, classes=3):
@@ -201,7 +201,7 @@ def alone(grid):
 @pytest.mark.recipe
 def test_every_alignment_under_every_method(alone, grid):
     start = {name: value.numpy() for name, value in AutoModel.from_pretrained(grid / "model").state_dict().items()}
-    assert len(alone) == 35
+    assert len(alone) == 40
     for (name, method), (weights, history, choices, model) in alone.items():
         assert history[-1]["step"] == alignment_grid.STEPS
         assert "alignment_stopped" not in choices
@@ -221,7 +221,7 @@ def test_every_alignment_under_every_method_with_two_processes(alone, grid):
     facts = [json.loads((grid / f"{rank}.json").read_text()) for rank in (0, 1)]
     collapsed = [one["steps"].pop("collapse") for one in facts]
     assert facts[0]["steps"] == facts[1]["steps"]
-    assert list(facts[0]["steps"].values()) == [alignment_grid.STEPS] * 35
+    assert list(facts[0]["steps"].values()) == [alignment_grid.STEPS] * 40
     compared = 0
     for (name, method), (weights, *_) in alone.items():
         first, second = (load_file(grid / f"{name}-{method}.{rank}.safetensors") for rank in (0, 1))

@@ -21,7 +21,7 @@ from hf_transfer.texts import normalise
 
 PACKAGE = REPOSITORY / "hf_transfer"
 RECIPES = ["adapt_domain", "finetune", "pretrain_domain", "quickstart", "rewrite_source", "self_train"]
-METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
+METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt", "qlora"]
 ALIGNMENTS = ["cdan", "coral", "dann", "jdot", "mmd", "udalm"]
 OBJECTIVES = ["clm", "mlm", "tsdae"]
 MAPS = ["coral", "moments", "subspace"]
@@ -71,7 +71,7 @@ def test_list_names_everything(capsys):
         "diagnostics": DIAGNOSTICS,
         "label-free scores": SCORES,
     }
-    assert [len(lines) for lines in found.values()] == [6, 8, 6, 3, 3, 1, 7, 7]
+    assert [len(lines) for lines in found.values()] == [6, 9, 6, 3, 3, 1, 7, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name

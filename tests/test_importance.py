@@ -253,7 +253,7 @@ def trained(method, steady, rows, validation, weights, folder, *more):
 @pytest.mark.recipe
 @pytest.mark.parametrize("method", ["frozen", *alignment_grid.METHODS])
 def test_weights_are_rows_counted_as_often(method, steady, twelve, tmp_path, monkeypatch):
-    assert len(methods.names()) == 8
+    assert len(methods.names()) == 9
     monkeypatch.setattr(pooling, "TOKEN_DROPOUT", 0.0)
     monkeypatch.setattr(pooling, "BATCH", 10**9)  # every row in every step
     monkeypatch.setattr(pooling, "STEPS", (20, 20))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 
 import conftest
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from hf_transfer import methods, tasks, upper
 from hf_transfer.arguments import parse
@@ -28,7 +32,7 @@ from hf_transfer.resources import Meter
 from hf_transfer.results import load_run
 from hf_transfer.training import fit
 
-METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt"]
+METHODS = ["adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt", "qlora"]
 FLAGS = {
     "adapter": ["--adapter_size", "8"],
     "partial": ["--top_layers", "1"],
@@ -70,7 +74,7 @@ def prepared(method, model, tables, folder, *more):
     return arguments, task, domains, encoded, setup, before, ready, history
 
 
-def test_there_are_eight_methods_and_one_task():
+def test_there_are_nine_methods_and_one_task():
     assert methods.names() == METHODS
     assert tasks.names() == ["text_classification"]
 
@@ -116,7 +120,7 @@ def logits_of(model, task, tokenizer, rows, length):
     return predict_logits(model, encoded, task.collator(tokenizer), precision="fp32")
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3", "adapter", "prompt"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "ia3", "adapter", "prompt"])
 def test_merging_changes_no_logit(method, tiny, tables, tmp_path):
     _, task, domains, encoded, setup, _, ready, _ = prepared(method, tiny, tables, tmp_path)
     tokenizer = setup.loaded.tokenizer
@@ -127,13 +131,114 @@ def test_merging_changes_no_logit(method, tiny, tables, tmp_path):
     np.testing.assert_allclose(merged, apart, atol=2e-5)
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
 @pytest.mark.parametrize(("dora", "rslora"), [(True, False), (False, True)])
-def test_lora_switches(dora, rslora, tiny, tables, tmp_path):
+def test_lora_switches(method, dora, rslora, tiny, tables, tmp_path):
     more = ["--lora_dora", str(dora), "--lora_rslora", str(rslora)]
-    *_, ready, _ = prepared("lora", tiny, tables, tmp_path, *more)
+    *_, ready, _ = prepared(method, tiny, tables, tmp_path, *more)
     config = ready.model.peft_config["default"]
     assert (config.use_dora, config.use_rslora) == (dora, rslora)
     assert any("magnitude" in name for name, _ in ready.model.named_parameters()) == dora
+
+
+def test_qlora_keeps_the_trunk_in_four_bits_and_moves_none_of_it(tiny, tables, tmp_path):
+    from bitsandbytes.functional import quantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    *_, before, ready, _ = prepared("qlora", tiny, tables, tmp_path)
+    own = {name.removeprefix("base_model.model.").replace(".base_layer", ""): module
+           for name, module in ready.model.named_modules()}  # fmt: skip
+    rounded = {name: module for name, module in own.items() if isinstance(module, Linear4bit)}
+    assert len(rounded) == 3 * 6 + 1, "every linear layer of the trunk, its pooler among them"
+    for name, module in rounded.items():
+        state, old = module.weight.quant_state, before[f"{name}.weight"]
+        assert (module.weight.dtype, 2 * module.weight.numel()) == (torch.uint8, old.numel())
+        assert (state.quant_type, state.nested) == ("nf4", True)
+        expected, _ = quantize_4bit(old, quant_type="nf4", compress_statistics=True)
+        assert torch.equal(module.weight.data, expected), name
+        assert torch.equal(module.bias, before[f"{name}.bias"]), name
+    rest = {name: p for name, p in ready.model.named_parameters() if p.is_floating_point()}
+    plain = {name.removeprefix("base_model.model."): p for name, p in rest.items() if "base_layer" not in name}
+    kept = [name for name, p in plain.items() if name in before and torch.equal(p, before[name])]
+    assert len(kept) == 5 + 3 * 4, "embeddings and norms"
+    trained = [name for name, p in rest.items() if p.requires_grad]
+    assert len(trained) == 2 * len(rounded) + 2
+    assert all("lora_" in name or "classifier.modules_to_save" in name for name in trained)
+    assert all(rest[name].any() for name in trained if "lora_B" in name), "updates begin at 0, and all have moved"
+    assert not torch.equal(own["classifier.modules_to_save.default"].weight, before["classifier.weight"])
+
+
+def test_qlora_leaves_nothing_in_memory_of_what_it_rounded(tiny):
+    from bitsandbytes.nn import Linear4bit
+
+    loaded = load_model(parse(["--model", str(tiny), "--source", "-", "--output_dir", "-"]).model,
+                        tasks.load("text_classification"), ["a", "b"], 0)  # fmt: skip
+    linear = [weakref.ref(module.weight) for module in loaded.model.base_model.modules() if type(module) is nn.Linear]
+    assert len(linear) == 3 * 6 + 1
+    module = methods.load("qlora")
+    ready = module.prepare(Setup(loaded, None, None, None, "bf16", None, 0), module.Arguments())
+    gc.collect()
+    assert not [one for one in linear if one() is not None]
+    rounded = [one for one in ready.model.modules() if isinstance(one, Linear4bit)]
+    assert {one.compute_dtype for one in rounded} == {torch.bfloat16}
+    # on CPUs with these instructions, evaluating would pack them so that training goes on without gradients
+    assert not any(one.support_avx512bf16_for_cpu for one in rounded)
+
+
+def test_qlora_ends_with_its_best_checkpoint(tiny, tables, tmp_path):
+    *_, ready, history = prepared("qlora", tiny, tables, tmp_path, "--learning_rate", "0.1", "--num_train_epochs", "4")
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert losses[-1] > min(losses), "the last is not the best"
+    (best,) = (tmp_path / "checkpoints").glob("checkpoint-*")  # the others are gone
+    assert json.loads((best / "trainer_state.json").read_text())["log_history"][-1]["eval_loss"] == min(losses)
+    saved = load_file(best / "adapter_model.safetensors")
+    own = ready.model.state_dict()
+    assert len(saved) == 2 * 19 + 2
+    for name, value in saved.items():
+        where = name.replace(".weight", ".default.weight") if "lora_" in name else name.replace(
+            "classifier.", "classifier.modules_to_save.default.")  # fmt: skip
+        assert torch.equal(own[where], value), name
+
+
+@pytest.mark.recipe
+def test_qlora_goes_on_where_it_was_killed(tiny, tables, recipe, tmp_path, monkeypatch):
+    whole = recipe(flags("qlora", tiny, tables, tmp_path / "whole"))
+
+    class Killed(Exception):
+        pass
+
+    def kill(self, args, state, control, **_):
+        if state.epoch > 1.5:
+            raise Killed
+
+    argv = flags("qlora", tiny, tables, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.trainer_callback.DefaultFlowCallback.on_step_begin", kill, raising=False)
+        with pytest.raises(Killed):
+            recipe(argv)
+    resumed = recipe([*argv, "--resume"])
+    assert resumed.history[-1]["step"] == whole.history[-1]["step"]
+    first, second = (load_file(run.folder / "model.safetensors") for run in (whole, resumed))
+    assert {value.dtype for value in first.values()} == {torch.float32}
+    for name, value in first.items():
+        np.testing.assert_allclose(value, second[name], atol=1e-5, err_msg=name)
+
+
+def test_qlora_says_what_it_needs(tiny, tables, tmp_path, recipe, monkeypatch):
+    argv = flags("qlora", tiny, tables, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "bitsandbytes", None)  # as if it was not installed
+        with pytest.raises(UserError) as refused:
+            recipe(argv)
+    line = "--method qlora needs bitsandbytes; run: pip install 'hf-transfer-nlp[qlora]', or use --method lora."
+    assert str(refused.value) == line
+    module = methods.load("qlora")
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "true")
+            with pytest.raises(UserError, match="not with FSDP or DeepSpeed"):
+                module.prepare(None, module.Arguments())
+    assert not list(tmp_path.iterdir()), "nothing is left"
 
 
 def test_partial_puts_the_dropout_of_frozen_layers_to_rest(tiny, tables, tmp_path):
@@ -285,7 +390,7 @@ def test_peft_adapter_names_its_base_as_the_user_did(runs, tiny):
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "modernbert", "gpt2", "llama"])
-@pytest.mark.parametrize("method", ["frozen", "lora", "adapter"])
+@pytest.mark.parametrize("method", ["frozen", "lora", "qlora", "adapter"])
 def test_other_architectures(kind, method, tables, recipe, tmp_path):
     model = conftest.make_model(tmp_path / "model", kind)
     arguments = flags(method, model, tables, tmp_path / "run")

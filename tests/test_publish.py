@@ -27,7 +27,7 @@ from loopback_hub import LoopbackHub, outcome
 from warm import LIBRARIES, READERS, template
 
 WRITE = LoopbackHub.token_write
-WORKED = ("adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt")
+WORKED = ("adapter", "bitfit", "frozen", "full", "ia3", "lora", "partial", "prompt", "qlora")
 WITH_ADAPTER = ("ia3", "lora", "prompt")
 BRANCH = {"lora": "v2"}  # on main otherwise
 THREE = ["good", "so/so", "very bad"]
@@ -217,7 +217,7 @@ def test_all_methods_are_here(published):
     from hf_transfer import methods
 
     assert tuple(methods.names()) == WORKED
-    assert len(WORKED) == 8
+    assert len(WORKED) == 9
 
 
 @pytest.mark.recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hf_transfer.errors import UserError, listed, nearest
 from hf_transfer.methods import Prepared, Setup, head_modules, merge_peft
@@ -31,10 +32,18 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     """Wrap the model with LoRA; the head trains in full and is saved with the adapter.
 
     Raises:
+        UserError: what `check` raises.
+    """
+    check(setup, args)
+    return Prepared(wrap(setup, args), merge_peft)
+
+
+def check(setup: Setup, args: Arguments) -> None:
+    """Check the flags against the model as it was loaded.
+
+    Raises:
         UserError: a rank below 1, a dropout that is no share, or module names that the model lacks.
     """
-    from peft import LoraConfig, get_peft_model
-
     if args.lora_r < 1:
         raise UserError(f"--lora_r is {args.lora_r}; the rank must be at least 1.")
     if not 0 <= args.lora_dropout < 1:
@@ -45,6 +54,12 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
             short = sorted({name.split(".")[-1] for name in known})
             raise UserError(f"--lora_target_modules: the model has no such module '{wanted}' to update"
                             f"{nearest(wanted, short)}; it has: {listed(short)}.")  # fmt: skip
+
+
+def wrap(setup: Setup, args: Arguments) -> Any:
+    """Return PEFT's model: updates that train on a frozen trunk, and a copy of the head that trains."""
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=args.lora_r,
@@ -56,4 +71,4 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
         use_rslora=args.lora_rslora,
         modules_to_save=head_modules(setup.loaded),
     )
-    return Prepared(get_peft_model(setup.loaded.model, config), merge_peft)
+    return get_peft_model(setup.loaded.model, config)
