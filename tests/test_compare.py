@@ -277,14 +277,17 @@ def test_an_arm_that_fails_is_left_out_and_so_is_what_there_is_no_time_for(done,
         (where / "compare.json").write_text(state)
 
 
-def test_planted_negative_transfer(folder, tmp_path):
-    """40 % of the source's labels are wrong: what learned from it is worse than a few target labels alone."""
+@pytest.mark.parametrize("kind", ["flipped", "another task"])
+def test_planted_negative_transfer(kind, folder, tmp_path):
+    """40 % of the source's labels are wrong, or are of another task: a few target labels alone are better."""
     rows = texts_of(400, 5)
     draw = random.Random(0)
     for row in rows:
-        if draw.random() < 0.4:
+        if kind == "another task":
+            row["label"] = "good" if "hotel" in row["text"] else "bad"
+        elif draw.random() < 0.4:
             row["label"] = {"good": "bad", "bad": "good"}[row["label"]]
-    source = conftest.write_table(tmp_path / "flipped.jsonl", rows)
+    source = conftest.write_table(tmp_path / "source.jsonl", rows)
     target = conftest.write_table(tmp_path / "target.jsonl", texts_of(700, 6))
     where = compare(flags(folder, source=str(source), target=str(target), target_unlabeled=None, arms="frozen,full",
                           output_dir=str(tmp_path / "out"), target_shots="100", num_train_epochs="3"))  # fmt: skip
@@ -365,7 +368,7 @@ def kill_and_go_on(folder: Path, out: Path, kills: int, seed: int) -> tuple[dict
 
 def test_killed_comparisons_go_on_to_the_same_verdict(done, folder, tmp_path):
     _, undisturbed, _ = done
-    facts, _ = kill_and_go_on(folder, tmp_path / "out", int(os.environ.get("KILLS", "3")), seed=1)
+    facts, _ = kill_and_go_on(folder, tmp_path / "out", int(os.environ.get("KILLS", "2")), seed=1)
     assert facts["comparisons"] == undisturbed["comparisons"]
     assert facts["forgetting"] == undisturbed["forgetting"]
     assert facts["verdict"]["helping"] == undisturbed["verdict"]["helping"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.special
 from transformers import AutoTokenizer, BertModel, GPT2Model
+from warm import launch
 
 from hf_transfer import methods, pooling
 from hf_transfer.errors import UserError
@@ -147,9 +146,7 @@ def test_nothing_is_learned_from_rows_without_a_label(tiny, frozen, tmp_path, mo
 @pytest.mark.recipe
 def test_two_processes_change_nothing(tiny, frozen, tmp_path):
     one = conftest.load_recipe("self_train")(frozen(tiny, tmp_path / "one"))
-    launched = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "self_train"]
-    done = subprocess.run([*launched, *frozen(tiny, tmp_path / "two")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch(2, "self_train", *frozen(tiny, tmp_path / "two"))
     two = load_run(tmp_path / "two")
     assert two.world_size == 2
     assert two.choices["rounds"] == one.choices["rounds"]

@@ -13,6 +13,7 @@ import time
 import conftest
 import pandas as pd
 import pytest
+from warm import launch
 
 from hf_transfer import tuning
 from hf_transfer.arguments import parse
@@ -249,10 +250,7 @@ def test_an_interrupted_search_makes_no_trial_twice(at, small, tables, recipe, t
 def test_two_processes_try_the_same(small, tables, tmp_path):
     more = ["--tune", "3", "--num_train_epochs", "1", "--train_sampling_strategy", "random", "--optim", "sgd",
             "--learning_rate", "0.01", "--per_device_train_batch_size", "8"]  # fmt: skip
-    command = [sys.executable, "-m", "hf_transfer.cli", "run", "--num_processes", "2", "finetune",
-               *flags(small, tables, tmp_path / "two", *more)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    launch(2, "finetune", *flags(small, tables, tmp_path / "two", *more))
     run = load_run(tmp_path / "two")
     assert run.world_size == 2
     record = run.choices["tuned"]
