@@ -213,7 +213,8 @@ def token_states(
     several = distributed.is_available() and distributed.is_initialized()
     share = (int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])) if several else (0, 1)
     part = file.with_suffix(f".{os.getppid() if several else os.getpid()}.part")
-    missing = not file.is_file()
+    note = file.with_suffix(".json")
+    missing = not (file.is_file() and note.is_file())
 
     def meet() -> None:
         if several:
@@ -232,7 +233,6 @@ def token_states(
     elif progress is not None:
         progress.update(len(encoded))
     meet()
-    note = file.with_suffix(".json")
     if missing and share[0] == 0:
         note.write_text(json.dumps({"seconds": round(time.perf_counter() - begin_time, 3)}), encoding="utf-8")
         part.replace(file)
