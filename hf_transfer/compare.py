@@ -48,6 +48,7 @@ from hf_transfer.results import load_run
 from hf_transfer.what_next import TEXTS
 
 SPARE = 0.92  # of the budget is planned: the verdict takes time too, and estimates err
+END = 10.0  # seconds that judging, drawing and writing take, and what ran before the clock did
 START = 1.0  # seconds that a process takes to begin
 GAP_ROWS = 300  # of a domain: the report must not eat the budget
 # flags of this command, or of how a run is made, which is not the user's to say here
@@ -156,12 +157,12 @@ def _plan(job: Comparison, speeds: Speeds) -> Plan:
 
 
 def _afterwards(job: Comparison, speeds: Speeds) -> float:
-    """Return the seconds that the texts read after the last training are expected to take."""
+    """Return the seconds that what comes after the last training is expected to take, mostly reading texts."""
     texts = 2 * min(job.rows.pool, TEXTS) + (min(job.rows.train, TEXTS) if job.rows.shots else 0)
     if job.arguments.data.target is None and job.rows.pool:
         runs = len(set(job.controls) | set(job.arms))
         texts += runs * (1 + len(job.how.backtest)) * min(job.rows.pool, ROWS)
-    return texts * speeds.forward
+    return END + texts * speeds.forward
 
 
 def _given_epochs(job: Comparison) -> float | None:
@@ -286,7 +287,7 @@ def _run(
         return folder
     if name in job.state["failed"]:
         return None
-    left = SPARE * job.budget - job.spent - job.state.get("afterwards", 0.0)
+    left = SPARE * job.budget - job.spent - job.state.get("afterwards", END)
     if expected > left:
         job.state["failed"][name] = f"no time: about {duration(expected)} needed, {duration(left)} left"
         job.save()

@@ -72,7 +72,7 @@ def sentences(facts: dict[str, Any]) -> list[str]:
         if (one["arm"], one["control"]) == (SOURCE_ONLY, RANDOM):
             out.append(f"What pretraining gave: {one['accuracy']['word']}, {_points(one['accuracy'])} between full and "
                        "the same from random weights.")  # fmt: skip
-    detectable = [100 * one["accuracy"]["detectable"] for one in facts["comparisons"]]
+    detectable = [min(100.0, 100 * one["accuracy"]["detectable"]) for one in facts["comparisons"]]
     out.append(f"A true difference of less than {min(detectable):.1f} to {max(detectable):.1f} points, by comparison, "
                "would be missed more than one time in five.")  # fmt: skip
     trained = {one["name"]: one["seeds"] for one in facts["candidates"] if one["folders"]}
@@ -133,8 +133,9 @@ def _comparisons(facts: dict[str, Any]) -> list[list[str]]:
     for one in facts["comparisons"]:
         effect = one["accuracy"]
         low, high = 100 * effect["corrected_low"], 100 * effect["corrected_high"]
+        shown = min(100.0, 100 * effect["detectable"])
         cells.append([one["arm"], one["control"], f"{100 * effect['value']:+.1f} [{low:+.1f}, {high:+.1f}]",
-                      f"{effect['corrected_p']:.2g}", effect["word"], f"{100 * effect['detectable']:.1f}"])  # fmt: skip
+                      f"{effect['corrected_p']:.2g}", effect["word"], f"{shown:.1f}"])  # fmt: skip
     return cells
 
 
