@@ -151,7 +151,7 @@ def epochs_of(arm: Arm, share: float, given: float | None, rows: Rows) -> float:
         return 0.0
     whole = share * float(given or methods.load(arm.method).DEFAULTS["num_train_epochs"])
     if arm.name == TARGET_ONLY:
-        return float(round(whole * max(1.0, rows.train / max(rows.shots, 1))))
+        return float(max(1, round(whole * max(1.0, rows.train / max(rows.shots, 1)))))
     return whole * (0.5 if arm.adaptation == SELF_TRAIN else 1.0)  # which has several times the rows
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from hf_transfer.begin import encode_rows
 from hf_transfer.candidates import score_texts
-from hf_transfer.features import frozen_copy
+from hf_transfer.features import frozen_copy, pooled_states
 from hf_transfer.labelling import next_rows
 from hf_transfer.learning_curve import learning_curve
-from hf_transfer.record import mean_states
+from hf_transfer.record import telling_layer
 from hf_transfer.results import Run, write_atomically
 
 if TYPE_CHECKING:
@@ -43,11 +43,14 @@ def _sample(rows: Dataset, most: int, rng: np.random.Generator) -> Dataset:
 
 
 def _features(job: Comparison, rows: Dataset) -> np.ndarray:
-    """Return the mean of each text's last token states in the pretrained encoder, (rows, hidden)."""
+    """Return the mean of each text's token states in the pretrained encoder, (rows, hidden), cached.
+
+    They are those of the layer for which benchmarks/labelling.py has tried both what they are used for.
+    """
     loaded = job.setup.loaded
     encoded, _ = encode_rows(rows, ["text"], loaded, job.task, job.arguments.data.max_length)
     trunk = frozen_copy(loaded.model, job.setup.precision)
-    return mean_states(trunk, encoded, job.setup.collator, loaded.model.config.num_hidden_layers)
+    return pooled_states(trunk, encoded, job.setup.collator)[:, telling_layer(loaded.model)]
 
 
 def _texts(job: Comparison, run: Run, rng: np.random.Generator) -> list[dict[str, Any]]:

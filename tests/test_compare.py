@@ -21,7 +21,7 @@ from datasets import Dataset
 
 from hf_transfer import alignment, feature_maps, methods, objectives
 from hf_transfer.arms import RANDOM, TARGET_ONLY, adaptations, command, read_arm
-from hf_transfer.budget import Plan, Rows, Speeds, duration, make_plan, read_duration, run_seconds
+from hf_transfer.budget import Plan, Rows, Speeds, duration, epochs_of, make_plan, read_duration, run_seconds
 from hf_transfer.cli import main
 from hf_transfer.compare import compare
 from hf_transfer.errors import UserError
@@ -418,6 +418,9 @@ def test_seconds_expected_of_a_run():
     assert seconds("coral+full") == 10 + 2 * 4 * (1600 * 0.05 + 200 * 0.01)
     assert seconds("dapt+full") == seconds("full")
     assert seconds("frozen") == 10 + 5 + 1800 * 0.01
+    few = Rows(train=1600, validation=200, shots=32, pool=0)
+    assert epochs_of(read_arm(TARGET_ONLY), 1.0, None, few) == 4 * 1600 / 32, "as many steps as the others"
+    assert epochs_of(read_arm(TARGET_ONLY), 0.25, 1.0, Rows(100, 0, 100, 0)) == 1
     assert run_seconds(read_arm("full"), 4.0, ROWS, SPEEDS, 3) == 10 + 4 * 4 * (1600 * 0.05 + 200 * 0.01)
     assert run_seconds(read_arm("frozen"), 0.0, ROWS, SPEEDS, 3) == seconds("frozen")
     assert seconds("self_train+full", 2.0) == 10 + 2 * 20 + 2 * (3600 * 0.05 + 2)
