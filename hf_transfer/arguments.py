@@ -291,7 +291,7 @@ def _read_config(path: str) -> list[str]:
 def flag(argv: list[str], name: str, default: str) -> str:
     """Return the value of a flag before the command line is parsed; the last one counts."""
     value = default
-    for here, after in zip(argv, [*argv[1:], ""], strict=True):
+    for here, after in zip(argv, [*argv[1:], ""], strict=False):  # of no words, none
         if here == name:
             value = after
         elif here.startswith(f"{name}="):
