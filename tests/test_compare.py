@@ -446,9 +446,9 @@ def test_help_and_errors_come_through_the_command(capsys):
         main(["compare", "--help"])
     assert stop.value.code == 0
     assert "--budget" in capsys.readouterr().out
-    for command in (["compare"], ["run", "finetune"]):
+    for words in (["compare"], ["run", "finetune"]):
         with pytest.raises(SystemExit) as stop:
-            main(command)
+            main(words)
         assert stop.value.code == 2
         assert "--source" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
