@@ -49,7 +49,7 @@ from hf_transfer.what_next import TEXTS
 
 SPARE = 0.92  # of the budget is planned: the verdict takes time too, and estimates err
 END = 10.0  # seconds that judging, drawing and writing take, and what ran before the clock did
-START = 1.0  # seconds that a process takes to begin
+START = 1.0  # seconds that a process takes to begin; several that work together are timed
 GAP_ROWS = 300  # of a domain: the report must not eat the budget
 # flags of this command, or of how a run is made, which is not the user's to say here
 OWN = (
@@ -135,8 +135,10 @@ def _calibrate(job: Comparison) -> Speeds:
     for method in sorted(wanted):
         loaded = load_model(job.arguments.model, job.task, job.domains.label_names, job.setup.seed)
         steps[method] = step_seconds(replace(job.setup, loaded=loaded), method)
-    heads = training_seconds(run) - learnt
-    return Speeds(START + seconds["total"] - seconds["prepare"], max(0.0, heads), forward, steps)
+    heads, start = training_seconds(run) - learnt, START
+    if job.how.num_processes > 1:
+        start = max(START, job.state["seconds"].get(frozen.name, 0.0) - seconds["total"])
+    return Speeds(start + seconds["total"] - seconds["prepare"], max(0.0, heads), forward, steps)
 
 
 def _plan(job: Comparison, speeds: Speeds) -> Plan:

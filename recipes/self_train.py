@@ -6,9 +6,9 @@
         --target_unlabeled kitchen_raw.jsonl --output_dir runs/self
 
 The first teacher is a model trained on the source here, or the mean of finished runs (--teachers). Every round starts
-from the pretrained weights; --method frozen encodes source and target once, then a round is a head. It ends early when
-a round changes hardly any label, and a round that is worse on held-out source rows is dropped. The target's labels,
-where it has any, are for testing alone.
+from the pretrained weights; --method frozen encodes source and target once, then a round is a head, and the result is
+the mean of the first head and the last. It ends early when a round changes hardly any label, and a round that is worse
+on held-out source rows is dropped. The target's labels, where it has any, are for testing alone.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import scipy.special
 from transformers import set_seed
 
-from hf_transfer import methods
+from hf_transfer import methods, pooling
 from hf_transfer.arguments import expand, flag, parse
 from hf_transfer.begin import Job, begin
 from hf_transfer.errors import UserError, reporting_errors
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> Run:
         source = np.array(job.encoded["train"]["labels"][:])
         truth = np.array(job.encoded["validation"]["labels"][:] if len(job.encoded["validation"]) else [], dtype=int)
         shares = np.bincount(source, minlength=len(job.domains.label_names)) / len(source)
-        before, kept, log = None, None, []
+        before, kept, first, log = None, None, None, []
         if how.teachers:
             with job.meter.stage("label the target"):
                 probabilities = taught(how.teachers, job.domains, quiet=job.console.quiet)
@@ -95,10 +96,13 @@ def main(argv: list[str] | None = None) -> Run:
                 job.console.say(f"round {number} is worse on the source and dropped.")
                 break
             kept, before = (right, now, prepared, history), chosen
+            first = prepared.head if number == 0 else first
             if same > SAME:
                 break
         assert kept is not None
         _, now, prepared, history = kept
+        if _averaged(prepared, first):
+            prepared.choices["mean_with_first_head"] = True
         prepared.choices.update({"rounds": log, "pool_rows": len(job.pool or ())})
         return finish(now, prepared, recipe="self_train", history=history, adaptation="self_train")
 
@@ -119,6 +123,18 @@ def _round(job: Job, pseudo: Pseudo | None, last: Prepared | None) -> tuple[Job,
     if prepared.inputs is not None:  # its lower layers were left out while training
         prepared.merge(prepared.model, loaded.tokenizer)
     return job, prepared, history
+
+
+def _averaged(prepared: Prepared, first: Any) -> bool:
+    """Write the mean of its own head and the `first` into the model, if there are two and it has room for both."""
+    if first is None or prepared.head is None or first is prepared.head:
+        return False
+    head = pooling.mixture([first, prepared.head], np.array([0.5, 0.5]))
+    config = prepared.model.config
+    if len(head.weight) > pooling.room_for(config, config.num_labels):
+        return False
+    pooling.write_into(prepared.model, head)
+    return True
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -119,6 +120,24 @@ def test_labels_are_the_predictions_of_the_model_that_is_saved(kind, frozen, tmp
     assert np.abs(found[0][0] - found[1][0]).max() > 0.05, "a round learns from its labels"
     expected = scipy.special.softmax(found[-1][0], axis=1)
     np.testing.assert_allclose(scorer(run.folder)(conftest.corpus_texts("films")[:40]), expected, atol=0.01)
+
+
+@pytest.mark.recipe
+def test_the_result_is_the_mean_of_the_first_head_and_the_last(frozen, tmp_path, monkeypatch):
+    """Where the model has heads enough to hold both (`pooling.room_for`); the test before is of one that has not."""
+    model, found = conftest.make_model(tmp_path / "model"), []
+    config = json.loads((model / "config.json").read_text(encoding="utf-8")) | {"num_attention_heads": 8}
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    main = conftest.load_recipe("self_train")
+    own = main.__globals__["logits_of"]
+    monkeypatch.setitem(main.__globals__, "logits_of", lambda *given: found.append(own(*given)) or found[-1])
+    monkeypatch.setitem(main.__globals__, "WORSE", 1.0)
+    run = main(frozen(model, tmp_path / "run"))
+    first, last = (of_pool for of_pool, _ in found)
+    assert np.abs(first - last).max() > 0.05
+    expected = scipy.special.softmax((first + last) / 2, axis=1)
+    np.testing.assert_allclose(scorer(run.folder)(conftest.corpus_texts("films")[:40]), expected, atol=0.01)
+    assert run.choices["mean_with_first_head"]
 
 
 @pytest.mark.recipe

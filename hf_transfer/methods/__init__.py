@@ -71,6 +71,7 @@ class Prepared:
         headline: the validation score that chooses the checkpoint, where that is not the task's.
         settled: those of its arguments that it decided, for training once more without deciding again.
         logits: gives those of the training rows and of the validation rows, where the method has their activations.
+        head: what a method trained by itself on a frozen encoder; such heads can be averaged.
         keep_adapter: whether a PEFT model's raw adapter is saved too: on the base model it must be the same model.
     """
 
@@ -83,6 +84,7 @@ class Prepared:
     headline: str = ""
     settled: dict[str, Any] = field(default_factory=dict)
     logits: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    head: nn.Module | None = None
     keep_adapter: bool = True
 
 
