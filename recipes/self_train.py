@@ -7,8 +7,9 @@
 
 The first teacher is a model trained on the source here, or the mean of finished runs (--teachers). Every round starts
 from the pretrained weights; --method frozen encodes source and target once, then a round is a head, and the result is
-the mean of the first head and the last. It ends early when a round changes hardly any label, and a round that is worse
-on held-out source rows is dropped. The target's labels, where it has any, are for testing alone.
+the mean of the first head and the last (without --teachers, and if the model's last layer has room for both). It ends
+early when a round changes hardly any label, and a round that is worse on held-out source rows is dropped. The target's
+labels, where it has any, are for testing alone.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import scipy.special
+from torch import nn
 from transformers import set_seed
 
 from hf_transfer import methods, pooling
@@ -125,7 +126,7 @@ def _round(job: Job, pseudo: Pseudo | None, last: Prepared | None) -> tuple[Job,
     return job, prepared, history
 
 
-def _averaged(prepared: Prepared, first: Any) -> bool:
+def _averaged(prepared: Prepared, first: nn.Module | None) -> bool:
     """Write the mean of its own head and the `first` into the model, if there are two and it has room for both."""
     if first is None or prepared.head is None or first is prepared.head:
         return False
