@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PREFIX = "target_"
 SOURCE_LABELS = "source_labels"
 HELD_OUT = 0.1  # share of the target's texts whose masked words help to choose the checkpoint
-NEIGHBOURS = 200  # target rows of nearest length among which a batch's are drawn
+NEIGHBOURS = 200  # target rows of like length among which each is drawn
 # training has failed if after the share EARLY of it every text gets one label for PATIENCE steps, or the running
 # accuracy of the discriminator was never TOLD
 EARLY, PATIENCE, TOLD = 0.3, 20, 0.55
@@ -96,6 +96,8 @@ class Aligned(nn.Module):
         target = Batch(features[1], logits[1], None, states[0], words)
         penalty = self.weight * self.alignment(source, target, self.progress)
         self.penalty = float(penalty.detach())
+        if not math.isfinite(self.penalty):  # `Progress` ends it after this step, which must not spoil the weights
+            penalty = torch.zeros_like(penalty) + sum(0.0 * p.sum() for p in self.alignment.parameters())
         self.labels_given = len(torch.cat(logits).argmax(-1).unique())
         return {"logits": logits[0], "penalty": penalty}
 
@@ -123,12 +125,15 @@ def _last_token(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 class PairCollator:
-    """Give every batch of labelled rows as many target rows of similar length.
+    """Give every row of a batch a target row about as long, as lengths go in its own domain.
 
-    Which ones depends on the batch and the seed alone, so that a resumed run draws what the whole one would have.
+    A long row gets a long one, so that batches need little padding, and over the source every part of the target has
+    its turn, also where its texts are longer or shorter, or many are cut at one length. Which ones are drawn depends on
+    the batch and the seed alone, so that a resumed run draws what the whole one would have.
 
     Args:
         collator: makes a batch.
+        lengths: of all source rows.
         target: encoded rows; labels are left out.
         seed: of the drawing.
         collate_target: makes a batch of the target's rows, where it is not made as the others are.
@@ -137,29 +142,34 @@ class PairCollator:
     def __init__(
         self,
         collator: Callable[[list[dict[str, Any]]], Any],
+        lengths: list[int],
         target: Dataset,
         seed: int,
         collate_target: Callable[[list[dict[str, Any]]], Any] | None = None,
     ) -> None:
         self.collator, self.seed, self.collate_target = collator, seed, collate_target or collator
         self.target = target.remove_columns([c for c in ("labels",) if c in target.column_names])
-        lengths = np.array(target["length"][:])
-        self.order = np.argsort(lengths, kind="stable")
-        self.lengths = lengths[self.order]
+        self.order = np.argsort(target["length"][:], kind="stable")
+        self.lengths = np.sort(lengths)
 
     def __call__(self, rows: list[dict[str, Any]]) -> Any:
         """Return the batch, its labels once more for the model, and the target's inputs under names with PREFIX."""
         batch = self.collator(rows)
         state = zlib.crc32(repr([row.get("input_ids", row.get("row")) for row in rows]).encode())
         rng = np.random.default_rng([self.seed, state])
-        middle = int(np.searchsorted(self.lengths, np.mean([row["length"] for row in rows])))
-        width = max(NEIGHBOURS, len(rows))
-        begin = max(0, min(middle - width // 2, len(self.order) - width))
-        near = self.order[begin : begin + width]
-        drawn = rng.choice(near, len(rows), replace=len(near) < len(rows))
+        own = [row["length"] for row in rows]
+        first, last = (np.searchsorted(self.lengths, own, side) for side in ("left", "right"))
+        middle = rng.uniform(first, last) / len(self.lengths) * len(self.order)  # one anywhere among equal lengths
+        width = min(NEIGHBOURS, len(self.order))
+        begin = np.clip(middle.astype(int) - width // 2, 0, len(self.order) - width)
+        drawn: list[int] = []
+        for at in begin:
+            near = self.order[at : at + width]
+            new = near[~np.isin(near, drawn)]
+            drawn.append(int(rng.choice(new if len(new) else near)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**62)))
-            other = self.collate_target([self.target[int(i)] for i in drawn])
+            other = self.collate_target([self.target[i] for i in drawn])
         others = {f"{PREFIX}{name}": value for name, value in other.items()}
         return {**batch, SOURCE_LABELS: batch["labels"], **others}
 
@@ -201,8 +211,9 @@ class Progress(TrainerCallback):
         if why and not control.should_training_stop:
             control.should_training_stop = True
             self.choices["alignment_stopped"] = f"after {state.global_step} steps: {why}"
+            kept = "the best checkpoint is kept" if state.best_model_checkpoint else "there was no checkpoint yet"
             if state.is_world_process_zero:
-                print(f"warning: stopped after {state.global_step} steps, the best checkpoint is kept: {why}.")
+                print(f"warning: stopped after {state.global_step} steps, {kept}: {why}.")
 
 
 class MixedLoss(TrainerCallback):
@@ -295,7 +306,9 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
         callbacks=callbacks,
         lr_scale={f"model.{name}": scale for name, scale in prepared.lr_scale.items()},
         inputs=replace(
-            inputs, train=source, collator=PairCollator(inputs.collator, target, setup.seed, collate_target)
+            inputs,
+            train=source,
+            collator=PairCollator(inputs.collator, source["length"][:], target, setup.seed, collate_target),
         ),
         headline=headline,
     )

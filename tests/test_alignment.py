@@ -162,14 +162,41 @@ def test_pairs_are_of_similar_length_and_depend_on_the_batch_alone():
     def collate(rows):
         return {"lengths": [row["length"] for row in rows], "labels": [row.get("labels") for row in rows]}
 
-    collator = PairCollator(collate, target, seed=3)
+    collator = PairCollator(collate, list(range(1, 1001)), target, seed=3)
     rows = [{"input_ids": [i] * 500, "length": 500, "labels": i} for i in range(8)]
     first, again, other = collator(rows), collator(rows), collator(rows[::-1])
     assert first == again != other
     assert first["source_labels"] == first["labels"] == list(range(8))
     assert len(set(first[f"{PREFIX}lengths"])) == 8
     assert all(abs(length - 500) <= 101 for length in first[f"{PREFIX}lengths"])
-    assert len(PairCollator(collator.collator, target.select(range(3)), 0)(rows)[f"{PREFIX}lengths"]) == 8
+    few = PairCollator(collator.collator, [500], target.select(range(3)), 0)
+    assert sorted(set(few(rows)[f"{PREFIX}lengths"])) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("sampled", ["by length", "at random"])
+def test_every_part_of_the_target_has_its_turn(sampled):
+    """Where its texts are longer than the source's, many of both are cut at one length, and batches are mixed."""
+    import datasets
+
+    lengths = {"source": np.clip(np.arange(2000) // 8, 1, 128), "target": np.clip(np.arange(3000) // 6, 60, 300)}
+    target = datasets.Dataset.from_list([{"input_ids": [i], "length": int(n)} for i, n in enumerate(lengths["target"])])
+
+    def collate(rows):
+        return {"rows": [row["input_ids"][0] for row in rows], "labels": [row.get("labels") for row in rows]}
+
+    collator = PairCollator(collate, lengths["source"].tolist(), target, seed=0)
+    order = np.arange(2000) if sampled == "by length" else np.random.default_rng(0).permutation(2000)
+    drawn, apart = [], []
+    for begin in range(0, 2000, 16):
+        rows = [{"input_ids": [int(i)], "length": int(lengths["source"][i]), "labels": 0} for i in order[begin:][:16]]
+        drawn += (one := collator(rows)[f"{PREFIX}rows"])
+        apart.append(np.ptp(lengths["target"][one]))
+    assert len(drawn) == 2000
+    shares = np.histogram(drawn, bins=10, range=(0, 3000))[0] / 2000
+    assert shares.min() > 0.05
+    assert shares.max() < 0.15
+    if sampled == "by length":
+        assert np.median(apart) < 60, "a batch's rows are about as long as each other"
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +295,7 @@ class Fake:
 
     def __init__(self, step=0, steps=100):
         self.global_step, self.max_steps, self.is_world_process_zero = step, steps, True
-        self.should_training_stop = False
+        self.should_training_stop, self.best_model_checkpoint = False, "checkpoint-1" if step > 20 else None
 
 
 COLLAPSES = {
@@ -299,7 +326,26 @@ def test_collapse_stops_and_says_why(kind, tiny, capsys):
     assert stopped is not None
     assert stopped <= first
     assert said in choices["alignment_stopped"]
-    assert "the best checkpoint is kept" in capsys.readouterr().out
+    kept = "the best checkpoint is kept" if first > 20 else "there was no checkpoint yet"
+    assert kept in capsys.readouterr().out
+
+
+@pytest.mark.recipe
+def test_a_loss_that_is_no_number_spoils_nothing(command, tiny, tmp_path, monkeypatch):
+    """Training ends, with the reason in run.json and weights that are whole."""
+    losses = coral.Coral
+    forward, steps = losses.forward, []
+
+    def spoiled(self, source, target, progress):
+        steps.append(progress)
+        value = forward(self, source, target, progress)
+        return value * float("nan") if len(steps) == 2 else value
+
+    monkeypatch.setattr(losses, "forward", spoiled)
+    run = conftest.load_recipe("adapt_domain")([*command(tiny, tmp_path / "run"), "--alignment", "coral"])
+    assert len(steps) == 2
+    assert run.choices["alignment_stopped"].startswith("after 2 steps: the alignment's loss is no number")
+    assert np.isfinite(run.metrics["target_test"]["loss"])
 
 
 def test_a_healthy_training_is_not_stopped(tiny):

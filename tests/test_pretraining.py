@@ -452,7 +452,8 @@ def test_labels_of_target_rows_are_never_read(dapt):
     hide, pad = prepared.model.alignment.hide, setup.loaded.tokenizer.pad_token_id
 
     def batch(labels):
-        pairs = PairCollator(setup.collator, target.add_column("labels", labels), 0,
+        lengths = [len(row["input_ids"]) for row in rows]
+        pairs = PairCollator(setup.collator, lengths, target.add_column("labels", labels), 0,
                              lambda some: padded([hide(row) for row in some], pad))  # fmt: skip
         return pairs(rows)
 
