@@ -168,6 +168,10 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
         elif tested.any():
             notes.append(f"LEAK: {tested.sum()} unlabelled texts are also target test rows; left out")
         unlabeled = replace(unlabeled, rows=unlabeled.rows[~tested])
+        if (own := unlabeled.rows["key"].isin(set(source["key"]))).mean() > 0.5:
+            notes.append(
+                f"{own.sum()} of {len(own)} unlabelled texts are also source rows: there is nothing to adapt to"
+            )
         if not problems and len(unlabeled.rows) < FEW_UNLABELED:
             notes.append(f"only {len(unlabeled.rows)} unlabelled texts: {FEW_UNLABELED} or more tell more of a domain")
     if problems:

@@ -313,7 +313,9 @@ def save(model: Any, loaded: Loaded, pool: Pool, losses: dict[str, float | None]
             "hardware": hardware(),
             "versions": versions(),
         }
-        pool.keys.to_frame("key").to_parquet(partial / KEYS, index=False)
+        earlier = Path(loaded.name).expanduser() / KEYS  # what it had learned from before counts as well
+        keys = [pool.keys, *([pd.read_parquet(earlier)["key"]] if earlier.is_file() else [])]
+        pd.concat(keys).drop_duplicates().to_frame("key").to_parquet(partial / KEYS, index=False)
         write_atomically(partial / FILE, json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         close_folder(partial, folder)

@@ -483,6 +483,9 @@ def test_unlabelled_rows_are_counted_and_compared(tables_in):
     assert set(domains.unlabeled["text"]) == {f"only here {i}" for i in range(13)}
     assert "LEAK: 7 unlabelled texts are also target test rows; left out" in domains.notes
     assert "only 13 unlabelled texts: 200 or more tell more of a domain" in domains.notes
+    same = tables_in.write("same", [{"text": row["text"]} for row in make_rows("hotel", 100)])
+    notes = tables_in.load(make_rows("hotel", 100), target, target_unlabeled=same).notes
+    assert "100 of 100 unlabelled texts are also source rows: there is nothing to adapt to" in notes
     with pytest.raises(DataError, match=r"7 of 9 texts are target test rows; what is tested must not be trained on"):
         load_data(DataArguments(source=[tables_in.write("source", make_rows("hotel", 100))],
                                 target=tables_in.write("target", target),

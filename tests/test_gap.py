@@ -95,6 +95,13 @@ def test_a_target_without_labels(measured):
     assert "read without labels" in text
 
 
+@pytest.mark.parametrize("last", ["neg", "pos"])
+def test_labels_too_few_for_a_probe(last, measured):
+    target = rows(100, 2, positive=0.0)
+    _, facts = measured(rows(100, 1), [*target[:-1], {**target[-1], "label": last}])
+    assert facts["findings"]["concept"]["summary"].startswith("not measured: a side has a single label")
+
+
 def test_equal_tables_are_said_to_be_equal(measured):
     table = rows(100, 1)
     text, facts = measured(table, table[:60])

@@ -20,6 +20,9 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     if source.labels is None or target.labels is None:
         missing = " and ".join(n for n, s in (("source", source), ("target", target)) if s.labels is None)
         return Finding(f"not measured: the {missing} has no labels", "", apart=False)
+    counts = [np.unique(labels, return_counts=True)[1] for labels in (source.labels, target.labels)]
+    if any(len(few) < 2 or few.min() < FOLDS for few in counts):
+        return Finding(f"not measured: a side has a single label, or one with fewer than {FOLDS} rows", "", apart=False)
     layer = source.states.shape[1] * 2 // 3
     a, b = source.states[:, layer], target.states[:, layer]
     own = _held_out(b, target.labels, seed)
@@ -62,9 +65,9 @@ def _probe():  # noqa: ANN202
 
 
 def _held_out(features: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    return cross_val_predict(_probe(), features, labels, cv=KFold(FOLDS, shuffle=True, random_state=seed))
+    return cross_val_predict(_probe(), features, labels, cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed))
 
 
 def _where_alike(a: np.ndarray, b: np.ndarray, seed: int) -> np.ndarray:
