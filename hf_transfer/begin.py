@@ -81,7 +81,7 @@ def begin(arguments: Arguments) -> Iterator[Job]:
         with meter.stage("read"):
             domains = load_data(arguments.data, seed, quiet=console.quiet)
             domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
-            weights = class_weights(arguments, domains)
+            weights = class_weights(arguments, domains.train["label"][:], len(domains.label_names))
         split_seed = seed if arguments.data.split_seed is None else arguments.data.split_seed
         controls = run_controls(domains, weights, split_seed, meter)
         with meter.stage("load model"):
@@ -211,9 +211,9 @@ def encode_rows(
     return task.encode(loaded.tokenizer, rows, max_length, str(cache_folder() / f"tokens-{key}.arrow"))
 
 
-def class_weights(arguments: Arguments, domains: Domains) -> list[float] | None:
+def class_weights(arguments: Arguments, labels: np.ndarray | list[int], classes: int) -> list[float] | None:
     """Return one weight a label, mean 1 over the training rows, or None where labels are even enough."""
-    counts = np.bincount(domains.train["label"][:], minlength=len(domains.label_names))
+    counts = np.bincount(labels, minlength=classes)
     wanted = arguments.train.class_weights
     if wanted == "none" or (wanted == "auto" and counts.max() < 3 * counts.min()):
         return None

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import Dataset
 
 from hf_transfer.arguments import Arguments, DataArguments, PretrainedArguments, as_dict, parse
 from hf_transfer.arms import FROZEN, RANDOM, SOURCE_ONLY, TARGET_ONLY, Arm, read_arm
 from hf_transfer.begin import class_weights, encode_all
 from hf_transfer.budget import Rows, read_duration
-from hf_transfer.candidates import FEWEST, read_target
+from hf_transfer.candidates import FEWEST, SEEN, learned_keys, read_target
 from hf_transfer.console import Console
 from hf_transfer.controls import Control, run_controls
 from hf_transfer.data import Domains, load_data, summary
@@ -31,6 +32,7 @@ from hf_transfer.processes import warm_up
 from hf_transfer.resources import Meter
 from hf_transfer.results import check_writable, write_atomically
 from hf_transfer.tables import open_table
+from hf_transfer.texts import text_facts
 from hf_transfer.tuning import TuneArguments, check_trials
 
 if TYPE_CHECKING:
@@ -180,8 +182,9 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     domains = load_data(data, train.seed, quiet=console.quiet)
     _refuse_leaks(domains)
     domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
-    _check_estimates(how, domains, data, train.seed)
-    weights = class_weights(arguments, domains)
+    pool = _drawn(domains, train.seed)
+    _check_estimates(how, domains, data, train.seed, pool)
+    weights = class_weights(arguments, domains.train["label"][:], len(domains.label_names))
     split_seed = train.seed if data.split_seed is None else data.split_seed
     own = np.array(domains.train["domain"][:]) == domains.facts["target"]
     with Meter() as meter:
@@ -194,7 +197,6 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     if seen := seen_before(loaded.name, domains.test):
         raise UserError(f"LEAK: --model was pretrained on {seen} of the texts that are tested; pretrain without them.")
     console.say(summary(domains, cut))
-    pool = _drawn(domains, train.seed)
     now = {"labelled rows": domains.facts["fingerprint"], "unlabelled texts": cache_key(pool),
            "model": weights_key(loaded.model)}  # fmt: skip
     if changed := [name for name, key in now.items() if state.setdefault("keys", now)[name] != key]:
@@ -207,7 +209,8 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
         write_atomically(folder / POOL_FILE, "".join(lines))
     setup = Setup(loaded, encoded["train"], encoded["validation"], task.collator(loaded.tokenizer),
                   arguments.precision, weights, train.seed)  # fmt: skip
-    rows = Rows(len(domains.train), len(domains.validation), int(own.sum()), len(pool))
+    held_out = int((np.array(domains.validation["domain"][:]) == domains.facts["target"]).sum())
+    rows = Rows(len(domains.train), len(domains.validation), int(own.sum()), len(pool), held_out)
     tested = encoded["target_test" if len(domains.target_test) else "source_test"]
     comparison = Comparison(
         arguments, how, console, folder, state, arms, controls, task, domains, np.array(tested["length"][:]),
@@ -239,19 +242,28 @@ def _open(folder: Path, arguments: Arguments) -> dict[str, Any]:
     return state
 
 
-def _check_estimates(how: CompareArguments, domains: Domains, data: DataArguments, seed: int) -> None:
+def _check_estimates(how: CompareArguments, domains: Domains, data: DataArguments, seed: int, pool: list[str]) -> None:
     """Find what would keep the estimates without target labels from being made, which come last."""
     if data.target is not None or domains.unlabeled is None:
         return
     if len(domains.unlabeled) < FEWEST:
         raise UserError(f"--target_unlabeled has {len(domains.unlabeled)} texts; at least {FEWEST} are needed to "
                         "estimate anything without labels.")  # fmt: skip
+    learned = learned_keys(domains, quiet=True)
+    known = np.isin(own := text_facts(Dataset.from_dict({"text": pool}))["key"].to_numpy(), learned).mean()
+    if known > SEEN:
+        raise UserError(f"--target_unlabeled: {known:.0%} of its texts are labelled source rows; without target labels "
+                        "nothing can be estimated from what was learned. Give other texts.")  # fmt: skip
     for spec in how.backtest:
         other = read_target(spec, labelled=True, text_column=data.text_column, label_column=data.label_column,
                             seed=seed, quiet=True)  # fmt: skip
         if unknown := sorted(set(other.labels if other.labels is not None else []) - set(domains.label_names)):
             raise UserError(f"--backtest {spec} has labels that the source lacks: {listed(unknown)}; it has "
                             f"{listed(domains.label_names)}.")  # fmt: skip
+        for keys, whose in ((own, "--target_unlabeled"), (learned, "--source")):
+            if (share := np.isin(other.keys, keys).mean()) > SEEN:
+                raise UserError(f"--backtest {spec}: {share:.0%} of its texts are in {whose} too; name a table "
+                                "of another domain.")  # fmt: skip
 
 
 def _refuse_leaks(domains: Domains) -> None:

@@ -87,6 +87,8 @@ def weigh(job: Job, args: SourceArguments) -> tuple[Setup, dict[str, Any]]:
         else:
             line = f"{weights.min():.2f} to {weights.max():.2f} a row"
         noted["power"] = round(power, 2)
+        shares = np.bincount(np.array(train["label"][:]), weights) / weights.sum()
+        noted["label_shares"] = shares.round(6).tolist()
         noted["effective_rows"] = round(effective_rows(weights), 1)
         setup = replace(setup, sample_weights=weights)
         line += f", worth {noted['effective_rows']:,.0f} of {len(weights):,} rows"

@@ -165,9 +165,14 @@ def fit_temperature(known: HeldOut, prior: np.ndarray) -> float:
 
 
 def training_mix(run: Run) -> np.ndarray:
-    """Return the shares (classes,) of the labels that `run` learned from, as its class weights weighed them."""
-    counts = np.array([run.data["labels"]["train"][name] for name in run.label_names], dtype=np.float64)
-    weighed = counts * np.array(run.choices.get("class_weights", 1.0))
+    """Return the shares (classes,) of the labels that `run` learned from, as it weighed its rows and classes."""
+    own = run.choices.get("label_shares") or [run.data["labels"]["train"][name] for name in run.label_names]
+    return weighed_mix(own, run.choices.get("class_weights"))
+
+
+def weighed_mix(counts: list[float], class_weights: list[float] | None) -> np.ndarray:
+    """Return shares (classes,) of labels that are weighed by class."""
+    weighed = np.array(counts, dtype=np.float64) * np.array(class_weights or 1.0)
     return weighed / weighed.sum()
 
 

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_transfer.candidates import FEWEST_HELD_OUT, learned_keys, read_data
 from hf_transfer.errors import UserError, listed
 from hf_transfer.features import from_first_process
+from hf_transfer.held_out import HeldOut, held_out
 from hf_transfer.inference import predict_logits
+from hf_transfer.label_prior import em, fit_temperature, tempered, training_mix
 from hf_transfer.methods import NO_LABEL
+from hf_transfer.texts import text_facts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,8 +23,10 @@ if TYPE_CHECKING:
     from hf_transfer.begin import Job
     from hf_transfer.data import Domains
     from hf_transfer.methods import Prepared
+    from hf_transfer.results import Run
 
 PIECE = 256  # texts between two moves of the bar
+MOVED = 0.1  # total variation of two mixes of labels; EM errs by that much between domains that have the same
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,11 @@ def most_confident(probabilities: np.ndarray, shares: np.ndarray, fraction: floa
     """Choose the most confident rows of each class, as many as its share of `fraction` of the pool.
 
     Balanced by class, because confidence is not: one class's texts may all be surer than another's (Zou et al. 2018,
-    arXiv:1810.07911). Ranks within a class don't change when probabilities are calibrated by one temperature.
+    arXiv:1810.07911).
 
     Args:
-        probabilities: (pool, classes).
-        shares: (classes,) expected of each class, as in the source.
+        probabilities: (pool, classes), calibrated: with three classes or more that changes which rows are the surest.
+        shares: (classes,) expected of each class.
         fraction: of the pool that is chosen.
     """
     labels = probabilities.argmax(1)
@@ -57,6 +63,18 @@ def most_confident(probabilities: np.ndarray, shares: np.ndarray, fraction: floa
         chosen.append(mine[np.argsort(-probabilities[mine, label], kind="stable")[:count]])
     rows = np.sort(np.concatenate(chosen))
     return Pseudo(rows, labels[rows], labels)
+
+
+def expected_shares(probabilities: np.ndarray, prior: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Return the shares (classes,) of labels to expect in the target: the source's, unless EM finds clearly others.
+
+    Args:
+        probabilities: (pool, classes), calibrated.
+        prior: (classes,) the mix of labels under which they hold.
+        source: (classes,) shares.
+    """
+    found = em(probabilities, prior)
+    return found if np.abs(found - source).sum() / 2 > MOVED else source
 
 
 def sampled(job: Job, most: int | None) -> Job:
@@ -104,8 +122,10 @@ def logits_of(job: Job, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
     return anew(job.pool), anew(job.setup.validation)
 
 
-def taught(folders: list[str], domains: Domains, *, quiet: bool) -> np.ndarray:
-    """Return the mean probabilities (pool, classes) that finished runs give the target's unlabelled texts.
+def taught(folders: list[str], domains: Domains, *, quiet: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean probabilities (pool, classes) of the unlabelled texts by finished runs, and their mean prior.
+
+    Each run's are calibrated first by the source rows that it held out, if any.
 
     Args:
         folders: of the runs.
@@ -113,8 +133,8 @@ def taught(folders: list[str], domains: Domains, *, quiet: bool) -> np.ndarray:
         quiet: no progress bar.
 
     Raises:
-        UserError: no finished run, other labels, or a run that learned from labels of other target rows: those may
-            be tested here.
+        UserError: no finished run, other labels, or a run that learned from labels of rows that are tested here, or
+            may have.
     """
     from torch import distributed
     from tqdm import tqdm
@@ -130,16 +150,38 @@ def taught(folders: list[str], domains: Domains, *, quiet: bool) -> np.ndarray:
         if run.data["fingerprint"] != domains.facts["fingerprint"] and str(run.arguments["target_shots"]) != "0":
             raise UserError(f"--teachers {run.folder} learned from target labels, and from another split than this: it "
                             "may have seen rows that are tested here. Name a run without --target_shots.")  # fmt: skip
+        if run.data["fingerprint"] != domains.facts["fingerprint"] and (seen := _tested(run, domains, quiet=quiet)):
+            raise UserError(f"LEAK: --teachers {run.folder} learned from the labels of {seen} rows that are tested "
+                            "here; name a run that was trained without them.")  # fmt: skip
     if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
         return from_first_process(None)
     assert domains.unlabeled is not None
     texts = domains.unlabeled["text"]
-    total = np.zeros((len(texts), len(domains.label_names)))
+    total, prior = np.zeros((len(texts), len(domains.label_names))), np.zeros(len(domains.label_names))
     with tqdm(desc="label", total=len(runs) * len(texts), unit="text", disable=quiet, leave=False) as bar:
         for run in runs:
             score, columns = scorer(run.folder), [run.label_names.index(name) for name in domains.label_names]
+            power = temperature(held_out(run, domains.label_names))
+            prior += training_mix(run)[columns]
             for begin in range(0, len(texts), PIECE):
                 part = texts[begin : begin + PIECE]
-                total[begin : begin + PIECE] += score(part)[:, columns]
+                total[begin : begin + PIECE] += tempered(score(part)[:, columns], power)
                 bar.update(len(part))
-    return from_first_process(total / len(runs))
+    return from_first_process((total / len(runs), prior / len(runs)))
+
+
+def temperature(known: HeldOut) -> float:
+    """Return the temperature that calibrates a model by labelled rows; 1 where there are too few."""
+    if len(known.labels) < FEWEST_HELD_OUT:
+        return 1.0
+    shares = np.bincount(known.labels, minlength=known.probabilities.shape[1]) / len(known.labels)
+    return fit_temperature(known, shares)
+
+
+def _tested(run: Run, domains: Domains, *, quiet: bool) -> int:
+    """Return how many of the rows tested here `run` learned from; where its data are gone, all if it may have."""
+    data = read_data(run, quiet=quiet)
+    if isinstance(data, str):
+        target = domains.facts["target"]
+        return len(domains.test) if target in run.data["domains"] and target != run.data["target"] else 0
+    return int(text_facts(domains.test)["key"].isin(learned_keys(data, quiet=quiet)).sum())

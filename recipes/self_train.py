@@ -25,17 +25,29 @@ from transformers import set_seed
 
 from hf_transfer import methods, pooling
 from hf_transfer.arguments import expand, flag, parse
-from hf_transfer.begin import Job, begin
+from hf_transfer.begin import Job, begin, class_weights
 from hf_transfer.errors import UserError, reporting_errors
 from hf_transfer.finish import finish
-from hf_transfer.methods import Prepared
+from hf_transfer.held_out import HeldOut
+from hf_transfer.label_prior import tempered, weighed_mix
+from hf_transfer.methods import NO_LABEL, Prepared
 from hf_transfer.models import load_model
-from hf_transfer.pseudo import Pseudo, logits_of, most_confident, sampled, taught, training_rows
+from hf_transfer.pseudo import (
+    Pseudo,
+    expected_shares,
+    logits_of,
+    most_confident,
+    sampled,
+    taught,
+    temperature,
+    training_rows,
+)
 from hf_transfer.results import Run
 from hf_transfer.training import fit
 
 SAME = 0.99  # share of equal labels after which another round would bring nothing
 WORSE = 0.02  # of accuracy on held-out source rows, for which a round is dropped
+ENCODED = "cached_encoding_seconds"  # of earlier runs; what a later round finds in the cache this run has paid for
 FROZEN = ("--fraction", "1.0", "--pool_rows", "2000")  # sure labels teach a frozen encoder least; more texts add little
 
 
@@ -58,8 +70,10 @@ class SelfTraining:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.rounds < 1 or not 0 < self.fraction <= 1:
-            raise UserError(f"--rounds is {self.rounds}, --fraction {self.fraction}; use 1 or more, a share up to 1.")
+        if self.rounds < 1:
+            raise UserError(f"--rounds is {self.rounds}; use 1 or more.")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"--fraction is {self.fraction}; use a share above 0 and up to 1.")
         if self.pool_rows is not None and self.pool_rows < 1:
             raise UserError(f"--pool_rows is {self.pool_rows}; use 1 or more.")
 
@@ -80,20 +94,24 @@ def main(argv: list[str] | None = None) -> Run:
         before, kept, first, log = None, None, None, []
         if how.teachers:
             with job.meter.stage("label the target"):
-                probabilities = taught(how.teachers, job.domains, quiet=job.console.quiet)
-            before = most_confident(probabilities, shares, how.fraction)
+                probabilities, prior = taught(how.teachers, job.domains, quiet=job.console.quiet)
+            before = _chosen(job, probabilities, prior, shares, how.fraction)
         for number in range(1 if how.teachers else 0, how.rounds + 1):
             now, prepared, history = _round(job, before, kept[2] if kept else None)
             with job.meter.stage("label the target"):
                 of_pool, of_source = logits_of(now, prepared)
-            chosen = most_confident(scipy.special.softmax(of_pool, axis=1), shares, how.fraction)
-            right = float((of_source.argmax(1) == truth).mean()) if len(truth) else float("nan")
+            probabilities, of_source = (scipy.special.softmax(logits, axis=1) for logits in (of_pool, of_source))
+            calibrated = tempered(probabilities, temperature(HeldOut(of_source, truth)))
+            prior = weighed_mix(prepared.choices["label_shares"], now.setup.class_weights)
+            chosen = _chosen(job, calibrated, prior, shares, how.fraction)
+            right = float((of_source.argmax(1) == truth).mean()) if len(truth) else None
             same = float((chosen.everything == before.everything).mean()) if before is not None else 0.0
             rows = len(source) + (len(before.rows) if before is not None else 0)
             log.append({"round": number, "rows": rows, "source_validation": right, "labels_kept": same})
-            job.console.say(f"round {number}: {rows} rows, {right:.1%} of held-out source rows right"
+            job.console.say(f"round {number}: {rows} rows"
+                            + (f", {right:.1%} of held-out source rows right" if right is not None else "")
                             + (f", {same:.1%} of the target's labels as before" if number else ""))  # fmt: skip
-            if kept is not None and right < kept[0] - WORSE:
+            if kept is not None and (right or 0.0) < (kept[0] or 0.0) - WORSE:
                 job.console.say(f"round {number} is worse on the source and dropped.")
                 break
             kept, before = (right, now, prepared, history), chosen
@@ -108,17 +126,32 @@ def main(argv: list[str] | None = None) -> Run:
         return finish(now, prepared, recipe="self_train", history=history, adaptation="self_train")
 
 
+def _chosen(job: Job, probabilities: np.ndarray, prior: np.ndarray, source: np.ndarray, fraction: float) -> Pseudo:
+    """Return the labels that are trusted; says so where the target's mix of labels is not the source's."""
+    shares = expected_shares(probabilities, prior, source)
+    if shares is not source:
+        mix = ", ".join(f"{name} {share:.0%}" for name, share in zip(job.domains.label_names, shares, strict=True))
+        job.console.say(f"the target seems to have another mix of labels than the source: {mix}")
+    return most_confident(probabilities, shares, fraction)
+
+
 def _round(job: Job, pseudo: Pseudo | None, last: Prepared | None) -> tuple[Job, Prepared, list[dict[str, float]]]:
     """Train from the pretrained weights: what a round got wrong, the next one need not keep."""
     arguments, seed = job.arguments, job.setup.seed
     settled, chosen = (last.settled, last.choices) if last else ({}, {})
     loaded = load_model(arguments.model, job.task, job.domains.label_names, seed)
-    job = replace(job, setup=replace(job.setup, loaded=loaded, train=training_rows(job, pseudo)))
+    train, classes = training_rows(job, pseudo), len(job.domains.label_names)
+    learned = np.array(train["labels"][:])
+    learned = learned[learned != NO_LABEL]
+    weights = class_weights(arguments, learned, classes)
+    job = replace(job, setup=replace(job.setup, loaded=loaded, train=train, class_weights=weights))
     shutil.rmtree(job.partial / "checkpoints", ignore_errors=True)
     set_seed(seed)
     with job.meter.stage("prepare"):
         prepared = arguments.method_module.prepare(job.setup, replace(arguments.method, **settled))
-    prepared = replace(prepared, choices={**chosen, **prepared.choices})
+    own = {name: value for name, value in prepared.choices.items() if not last or name != ENCODED}
+    shares = np.bincount(learned, minlength=classes) / len(learned)
+    prepared = replace(prepared, choices={**chosen, **own, "label_shares": shares.round(6).tolist()})
     with job.meter.stage("train"):
         history = fit(prepared, job.setup, job.task, arguments, job.partial, job.meter)
     if prepared.inputs is not None:  # its lower layers were left out while training

@@ -132,6 +132,8 @@ def test_class_weights_count_as_part_of_the_training_mix(run):
     weighed = replace(run, choices={"class_weights": [0.5, 1.5]})
     odds = training_mix(weighed)[1] / training_mix(weighed)[0]
     assert odds == pytest.approx(3 * counts["positive"] / counts["negative"])
+    others = replace(run, choices={"label_shares": [0.8, 0.2], "class_weights": [0.5, 2.0]})
+    assert training_mix(others) == pytest.approx([0.5, 0.5]), "rows had weights, or labels of the target were added"
 
 
 # predict

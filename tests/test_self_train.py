@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import conftest
 import numpy as np
@@ -15,10 +14,12 @@ from warm import launch
 
 from hf_transfer import methods, pooling
 from hf_transfer.errors import UserError
+from hf_transfer.held_out import held_out
 from hf_transfer.inference import predict_logits
+from hf_transfer.label_prior import tempered
 from hf_transfer.methods import NO_LABEL
 from hf_transfer.predict import scorer
-from hf_transfer.pseudo import most_confident
+from hf_transfer.pseudo import expected_shares, most_confident, temperature
 from hf_transfer.results import load_run
 
 
@@ -33,6 +34,17 @@ def test_the_most_confident_of_each_class():
     assert skewed.labels.tolist() == [0, 0, 0, 1]
     every = most_confident(probabilities, np.array([0.25, 0.75]), 1.0)
     assert every.rows.tolist() == [0, 1, 5, 6, 7], "no more than the model gives that label"
+
+
+@pytest.mark.parametrize("target", [0.5, 0.55, 0.1])
+def test_the_mix_of_labels_to_expect_is_the_source_s_unless_it_is_clearly_another(target):
+    rng = np.random.default_rng(0)
+    scores = np.where(rng.random(2000) < target, 1.0, -1.0) + rng.normal(size=2000)
+    p = scipy.special.expit(2 * scores)  # what holds where both labels are as frequent
+    source = np.array([0.5, 0.5])
+    found = expected_shares(np.stack([1 - p, p], axis=1), source, source)
+    assert (found is source) == (target > 0.4)
+    assert abs(found[1] - target) < 0.06
 
 
 @pytest.mark.recipe
@@ -95,6 +107,20 @@ def test_a_frozen_encoder_reads_the_targets_texts_once(kind, trunk, frozen, tmp_
     conftest.load_recipe("finetune")(argv)
     validation = run.data["rows"]["validation"] if kind == "gpt2" else 0  # finetune does not ask for its logits
     assert rounds == seen.total() + 40 + validation
+
+
+@pytest.mark.recipe
+def test_what_an_earlier_run_found_out_is_not_asked_again(frozen, tmp_path, monkeypatch):
+    """Which layer is best, and the source's states; the seconds of it stay known, those of a run's own rounds aside."""
+    model, recipe = conftest.make_model(tmp_path / "model"), conftest.load_recipe("self_train")
+    before = recipe(frozen(model, tmp_path / "before")).choices
+    assert len(before["validation_accuracy_by_layer"]) == 3
+    assert "cached_encoding_seconds" not in before, "its second round found what its first one had paid for"
+    monkeypatch.setattr(methods.load("frozen"), "_accuracy_by_layer", None)
+    after = recipe(frozen(model, tmp_path / "after")).choices
+    assert after["cached_encoding_seconds"] > 0
+    assert after["validation_accuracy_by_layer"] == before["validation_accuracy_by_layer"]
+    assert after["layer"] == before["layer"]
 
 
 @pytest.mark.recipe
@@ -211,7 +237,7 @@ def test_help_says_that_it_depends(capsys):
     "change", [["--rounds", "0"], ["--fraction", "0"], ["--fraction", "1.5"], ["--pool_rows", "0"]]
 )
 def test_refused(change, tables, tmp_path):
-    with pytest.raises(UserError, match="use 1 or more"):
+    with pytest.raises(UserError, match=r"use 1 or more|use a share above 0 and up to 1"):
         conftest.load_recipe("self_train")(["--source", str(tables["source"]), "--target_unlabeled", "x.csv",
                                             "--output_dir", str(tmp_path / "run"), *change])  # fmt: skip
 
@@ -241,8 +267,12 @@ def test_teachers(tiny, tables, tmp_path, capsys, monkeypatch):
     assert jobs[0].domains.unlabeled["text"][:] == texts
     ids = AutoTokenizer.from_pretrained(tiny)(texts, truncation=True, max_length=40)["input_ids"]
     assert jobs[0].pool["input_ids"][:] == ids, "what is labelled is what is learned from"
-    given = np.mean([scorer(Path(folder))(texts) for folder in folders], axis=0)
-    expected = most_confident(given, np.array([0.5, 0.5]), 0.5)
+    runs = [load_run(folder) for folder in folders]
+    powers = [temperature(held_out(one, run.label_names)) for one in runs]
+    assert 1.0 not in powers, "each is calibrated by the rows that it held out"
+    given = np.mean([tempered(scorer(one.folder)(texts), power) for one, power in zip(runs, powers, strict=True)], 0)
+    even = np.array([0.5, 0.5])
+    expected = most_confident(given, expected_shares(given, even, even), 0.5)
     assert only["rows"] == run.data["rows"]["train"] + len(expected.rows)
 
 
@@ -255,8 +285,12 @@ def test_teachers_that_must_not_teach(tiny, tables, tmp_path):
     finetune, self_train = conftest.load_recipe("finetune"), conftest.load_recipe("self_train")
     finetune([*common, *ours, "--target_shots", "4", "--output_dir", str(tmp_path / "few")])
     finetune([*common, "--source", str(other), "--output_dir", str(tmp_path / "others")])
+    finetune(
+        [*common, "--source", str(tables["source"]), str(tables["target"]), "--output_dir", str(tmp_path / "both")]
+    )
     argv = [*common, *ours, "--target_unlabeled", str(pool), "--output_dir", str(tmp_path / "no"), "--teachers"]
     for teacher, said in (("few", "learned from target labels, and from another split"),
+                          ("both", r"learned from the labels of \d+ rows that are tested here"),
                           ("others", "knows the labels bad, good; these data have negative, positive")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             self_train([*argv, str(tmp_path / teacher)])

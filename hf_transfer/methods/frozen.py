@@ -10,22 +10,28 @@ encoded with the others: whoever labels them by the head's logits and trains aga
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_transfer import __version__
 from hf_transfer.errors import UserError
 from hf_transfer.features import (
     TokenStates,
     cache_folder,
+    cache_key,
+    cached_array,
     cut,
     fits_on_disk,
     from_first_process,
     frozen_copy,
+    rows_key,
     run_trunk,
     token_states,
+    weights_key,
 )
 from hf_transfer.methods import NO_LABEL, Prepared, Setup, as_it_is
 from hf_transfer.models import layers
@@ -93,11 +99,13 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     with tqdm(desc="encode", total=0, unit="text", disable=setup.quiet, leave=False) as bar:
         layer = args.frozen_layer
         by_layer: dict[str, float] = {}
+        saved: list[float] = []
         if layer is None:
-            layer, by_layer = from_first_process(_choose_layer(setup, trunk, labels, bar))
+            by_layer, seconds = from_first_process(_choose_layer(setup, trunk, labels, bar))
+            layer = int(max(by_layer, key=lambda name: by_layer[name]))
+            saved.append(seconds)
         cut(trunk, layer)
         bar.reset(total=len(setup.train) + len(setup.validation) + (0 if target is None else len(target)))
-        saved: list[float] = []
 
         def encode(rows: Dataset) -> TokenStates:
             states = token_states(trunk, rows, setup.collator, bar)
@@ -262,16 +270,37 @@ def _fit_head(
     return head, {"weight_decay": best, "validation_loss": {str(d): round(score, 4) for d, score in scores.items()}}
 
 
-def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tuple[int, dict[str, float]]:
-    """Compare the layers by a quick pooling head on a part of the training rows: (best layer, accuracy by layer)."""
+def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tuple[dict[str, float], float]:
+    """Return how good each layer is on a part of the training rows, and the seconds an earlier run spent to find that.
+
+    It is in the cache: the same rows have the same layers, whatever is trained on them besides.
+    """
+    rng = np.random.default_rng(setup.seed)
+    picked = np.sort(rng.permutation(np.flatnonzero(labels != NO_LABEL))[:SUBSET])
+    subset = setup.train.select(picked).map(_beginning, keep_in_memory=True, load_from_cache_file=False)
+    key = cache_key("layers", __version__, weights_key(trunk), rows_key(subset), labels[picked].tolist(), setup.seed,
+                    setup.class_weights, setup.precision)  # fmt: skip
+    spent: list[float] = []
+
+    def compute() -> np.ndarray:
+        begin = time.perf_counter()
+        accuracy = _accuracy_by_layer(setup, trunk, subset, labels[picked], rng.permutation(len(picked)), bar)
+        spent.append(time.perf_counter() - begin)
+        return np.array([*accuracy, *spent])
+
+    *accuracy, seconds = cached_array(f"layers-{key}", compute).tolist()
+    return {str(i + 1): round(value, 4) for i, value in enumerate(accuracy)}, 0.0 if spent else seconds
+
+
+def _accuracy_by_layer(
+    setup: Setup, trunk: Any, subset: Dataset, labels: np.ndarray, fold: np.ndarray, bar: Any
+) -> list[float]:
+    """Return the accuracy, cross-validated in two halves of `fold`, of a quick pooling head on every layer."""
     import torch
 
     from hf_transfer import pooling
 
-    rng = np.random.default_rng(setup.seed)
-    picked = np.sort(rng.permutation(np.flatnonzero(labels != NO_LABEL))[:SUBSET])
-    subset = setup.train.select(picked).map(_beginning, keep_in_memory=True, load_from_cache_file=False)
-    bar.reset(total=len(picked))
+    bar.reset(total=len(subset))
     depth = trunk.config.num_hidden_layers
     parts: list[list[Any]] = [[] for _ in range(depth)]
     for _, mask, hidden in run_trunk(trunk, subset, setup.collator, bar):
@@ -279,9 +308,8 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
             parts[layer].append(hidden[layer + 1][mask].to(torch.bfloat16).cpu())
     lengths = np.array(subset["length"][:])
     order = np.argsort(-lengths, kind="stable")
-    fold = rng.permutation(len(picked))
     half = len(fold) // 2
-    accuracy = {}
+    accuracy = []
     for layer in range(depth):
         bar.set_description(f"compare layer {layer + 1}")
         states = TokenStates(torch.cat(parts[layer]), lengths[order], order)
@@ -289,7 +317,7 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
         folds = [fold[:half], fold[half:]]
         heads = pooling.fit_pools(
             states,
-            labels[picked],
+            labels,
             folds[::-1],
             classes=trunk.config.num_labels,
             pools=2,
@@ -302,9 +330,9 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
         right = []
         for head, tested in zip(heads, folds, strict=True):
             logits = pooling.pool_logits(head, states, tested)
-            right.append(logits.argmax(1) == labels[picked][order[np.sort(tested)]])
-        accuracy[str(layer + 1)] = round(float(np.concatenate(right).mean()), 4)
-    return int(max(accuracy, key=lambda name: accuracy[name])), accuracy
+            right.append(logits.argmax(1) == labels[order[np.sort(tested)]])
+        accuracy.append(float(np.concatenate(right).mean()))
+    return accuracy
 
 
 def _beginning(row: dict[str, Any]) -> dict[str, Any]:
