@@ -54,12 +54,14 @@ class Rows:
         train, validation: labelled ones, to learn from.
         shots: of the target among those to train on.
         pool: unlabelled.
+        own_validation: of the target among those held out; few shots leave none.
     """
 
     train: int
     validation: int
     shots: int
     pool: int
+    own_validation: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,15 +167,16 @@ def run_seconds(arm: Arm, epochs: float, rows: Rows, speeds: Speeds, trials: int
         speeds: measured.
         trials: that choose its settings before, each as long as a training.
     """
-    if arm.tunes:
+    alone = arm.name == TARGET_ONLY
+    if arm.tunes and not (alone and not rows.own_validation):
         epochs *= 1 + trials
     pool = rows.pool * speeds.forward if arm.uses_target else 0.0
     labelling = TEACHERS * pool if arm.adaptation == SELF_TRAIN else 0.0
     if not arm.learns_by_epochs:
         heads = speeds.heads * (2 if arm.adaptation == MIXTURE else 1)
         return speeds.run + (rows.train + rows.validation) * speeds.forward + heads + pool + labelling
-    step, train = speeds.step[arm.method], rows.shots if arm.name == TARGET_ONLY else rows.train
-    epoch = train * step + rows.validation * speeds.forward
+    step, train = speeds.step[arm.method], rows.shots if alone else rows.train
+    epoch = train * step + (rows.own_validation if alone else rows.validation) * speeds.forward
     if arm.adaptation == SELF_TRAIN:
         return speeds.run + labelling + epochs * (epoch + rows.pool * step)
     if arm.adaptation in SOURCE_WEIGHTS:

@@ -77,7 +77,9 @@ def compare(argv: list[str] | None = None) -> Path:
         if "plan" not in job.state:
             speeds = _calibrate(job)
             plan = _plan(job, speeds)
-            job.state |= {"speeds": asdict(speeds), "plan": asdict(plan), "afterwards": _afterwards(job, speeds)}
+            after = _afterwards(job, speeds)
+            job.state |= {"speeds": asdict(speeds), "plan": asdict(plan), "afterwards": after,
+                          "ends": job.spent + plan.seconds + after}  # fmt: skip
             job.save()
         plan, speeds = Plan(**job.state["plan"]), Speeds(**job.state["speeds"])
         job.console.say(_shown(job, plan, speeds))
@@ -262,7 +264,7 @@ def _train(
     if arm.learns_by_epochs:
         own_flags += ["--num_train_epochs", f"{epochs:g}"]
     tunes = job.trials and arm.tunes and not screening
-    if arm.name == TARGET_ONLY and job.arguments.data.target_shots != "all":
+    if arm.name == TARGET_ONLY and not job.rows.own_validation:
         # all that is held out is the source's, and a checkpoint an epoch would be one every few steps
         own_flags += ["--validation_fraction", "0", "--save_strategy", "no"]
         tunes = False
@@ -304,15 +306,17 @@ def _run(
     before = job.spent
 
     def tick(seconds: float) -> None:
-        bar.set_description(what, refresh=False)
         bar.n = before + seconds
+        bar.total = job.state.get("ends", job.budget)
+        bar.set_description(f"{what}, about {duration(max(0.0, bar.total - bar.n))} left", refresh=False)
         bar.refresh()
 
     argv = ["run", "--num_processes", str(job.how.num_processes), *words, "--seed", str(seed), "--output_dir",
             str(folder), "--quiet", *resume]  # fmt: skip
     ended = run_command(argv, log, seconds=left, tick=tick)
     if ended.code == 0 and (folder / done).is_file():
-        job.state["seconds"][name] = round(ended.seconds, 3)
+        seconds = load_run(folder).seconds["total"] if resume and done == "run.json" else 0.0
+        job.state["seconds"][name] = round(max(seconds, ended.seconds), 3)  # the former knows of those before a kill
         if expected:
             job.state.setdefault("expected", {})[name] = round(expected, 3)
         planned = f" (expected {duration(expected)})" if expected else ""

@@ -232,13 +232,16 @@ def _estimated(everything: dict[str, Tested], job: Comparison) -> dict[str, Any]
 
 
 def _forgetting(everything: dict[str, Tested], arms: list[Arm], job: Comparison) -> dict[str, Any]:
-    """Return what each adaptation lost on the source's test rows against training on the source alone."""
+    """Return what each adaptation lost on the source's test rows against its method on the labelled rows alone.
+
+    Where that is not an arm, against full fine-tuning.
+    """
     if not len(job.domains.source_test):
         return {}
     labels, out = np.array(job.domains.source_test["label"][:]), {}
     for arm in arms:
-        before = everything.get(FROZEN if arm.method == FROZEN else SOURCE_ONLY)
-        if before is None or before.name == arm.name:
+        before = everything.get(arm.method) or everything.get(SOURCE_ONLY)
+        if before is None or not arm.adaptation or arm.name in WITHOUT_TRANSFER:
             continue
         first, then = (one.logits["source_test"].argmax(2) for one in (before, everything[arm.name]))
         parts = verdict.forgetting(first, then, labels, job.domains.label_names)

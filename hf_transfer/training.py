@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from hf_transfer.arguments import as_dict
 from hf_transfer.errors import UserError
@@ -25,13 +28,29 @@ if TYPE_CHECKING:
     from hf_transfer.tasks import Task
 
 
+class Spent(TrainerCallback, ExportableState):
+    """Know of a resumed training how long it had taken to its checkpoint.
+
+    Args:
+        before: seconds.
+    """
+
+    def __init__(self, before: float = 0.0) -> None:
+        self.before, self.begin = before, time.perf_counter()
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """Return what the Trainer keeps in a checkpoint."""
+        return {"args": {"before": self.before + time.perf_counter() - self.begin}, "attributes": {}}
+
+
 def fit(
     prepared: Prepared, setup: Setup, task: Task, arguments: Arguments, partial: Path, meter: Meter | None = None
 ) -> list[dict[str, Any]]:
     """Train `prepared.model` with the stock Trainer and return the log; a method that has trained it already logs {}.
 
     The loss is a sum over rows divided by the rows of the whole step, so gradient accumulation, several processes and
-    one big batch agree. With --profile, `meter` gets the seconds of the parts of a step too.
+    one big batch agree. `meter` gets the seconds of `train` that a resumed run spent before it was killed, and with
+    --profile those of the parts of a step.
     """
     import torch
 
@@ -52,6 +71,9 @@ def fit(
     result = trainer.train(resume_from_checkpoint=checkpoint)
     for hook in hooks:
         hook.remove()
+    if meter:
+        spent = next(one for one in trainer.callback_handler.callbacks if isinstance(one, Spent))
+        meter.seconds["train"] = meter.seconds.get("train", 0.0) + spent.before
     losses = [
         result.training_loss,
         *(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry),
@@ -121,7 +143,7 @@ def make_trainer(
         log_level_replica="error",  # one process speaks; the others would say which weights a checkpoint left out
         **({"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none"} if trial else {}),
     )
-    callbacks = list(prepared.callbacks)
+    callbacks = [Spent(), *prepared.callbacks]
     if evaluates and given.load_best_model_at_end and given.early_stopping_patience > 0:
         callbacks.append(EarlyStoppingCallback(given.early_stopping_patience))
     if given.profile and meter:

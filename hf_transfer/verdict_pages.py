@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from hf_transfer.arms import FROZEN, RANDOM, SOURCE_ONLY
+from hf_transfer.arms import FROZEN, RANDOM, SOURCE_ONLY, TARGET_ONLY
 from hf_transfer.budget import duration
 from hf_transfer.choose import aligned, cell, number
 from hf_transfer.results import write_atomically
@@ -64,6 +64,10 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     else:
         out.append(f"Do nothing: on {n:,} rows of {where} nothing that transfers is shown to beat every control. Take "
                    f"{chosen}, the cheapest control that is not shown worse than the best.")  # fmt: skip
+    trained = {one["name"]: one["seeds"] for one in facts["candidates"] if one["folders"]}
+    if missing := [name for name in (SOURCE_ONLY, RANDOM, TARGET_ONLY) if name not in trained and any(
+            run.startswith(f"{name}-seed") for run in facts["left_out"])]:  # fmt: skip
+        out.append(f"Nothing was compared with {', '.join(missing)}, which could not be trained (see Left out).")
     hurting = [one for one in facts["comparisons"] if one["accuracy"]["word"] == "hurts"]
     begin = "Negative transfer: " if facts["target_labels"] else ""
     out += [f"{begin if one['control'] not in TRAINED else ''}{one['arm']} is worse than {one['control']} by "
@@ -75,7 +79,6 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     detectable = [min(100.0, 100 * one["accuracy"]["detectable"]) for one in facts["comparisons"]]
     out.append(f"A true difference of less than {min(detectable):.1f} to {max(detectable):.1f} points, by comparison, "
                "would be missed more than one time in five.")  # fmt: skip
-    trained = {one["name"]: one["seeds"] for one in facts["candidates"] if one["folders"]}
     if few := [name for name, seeds in trained.items() if seeds < facts["seeds"]]:
         out.append(f"Fewer seeds than the others: {', '.join(few)}; another seed may move them as far as it moves the "
                    "others.")  # fmt: skip
@@ -205,8 +208,8 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
     if facts["forgetting"]:
         out.append({"title": "What did it forget?", "table": _forgetting(facts),
-                    "lines": ["Accuracy on the source's test rows, against the same method trained on the source "
-                              "alone."]})  # fmt: skip
+                    "lines": ["Accuracy on the source's test rows, before and after adapting; before: the method, "
+                              "named in brackets, trained on the labelled rows alone."]})  # fmt: skip
     if facts["estimates"]:
         out.append(_estimates(facts["estimates"]))
     out.append({"title": f"Where {slices['of']} fails", "table": _slices(facts),
@@ -299,7 +302,6 @@ def plot_pareto(facts: dict[str, Any], file: Path) -> None:
             colour = "tab:green"
         axes.errorbar(cost[one["name"]], value, yerr=[[max(0, value - low)], [max(0, high - value)]], fmt=marker,
                       capsize=3, color=colour)  # fmt: skip
-        axes.annotate(one["name"], (cost[one["name"]], value), textcoords="offset points", xytext=(6, 5), fontsize=8)
     axes.plot(*zip(*front, strict=True), color="0.7", linewidth=1, zorder=0, drawstyle="steps-post")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5), numticks=20))
@@ -307,7 +309,24 @@ def plot_pareto(facts: dict[str, Any], file: Path) -> None:
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.set(xlabel="seconds (log scale)", ylabel=f"accuracy on {facts['test_rows']:,} test rows, %")
     axes.grid(visible=True, alpha=0.25)
+    bottom, top = axes.set_ylim(axes.get_ylim())
+    points = sorted((100 * one["accuracy"], cost[one["name"]], one["name"]) for one in facts["candidates"])
+    heights = _apart([value for value, _, _ in points], 0.055 * (top - bottom), top)
+    for (value, seconds, name), height in zip(points, heights, strict=True):
+        axes.annotate(name, (seconds, value), xytext=(1.02, height), textcoords=axes.get_yaxis_transform(),
+                      va="center", fontsize=8, annotation_clip=False,
+                      arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.6, "shrinkA": 0})  # fmt: skip
     _save(figure, file)
+
+
+def _apart(values: list[float], gap: float, top: float) -> list[float]:
+    """Return heights near ascending `values`, `gap` apart, none above `top`: names beside points must not overlap."""
+    out: list[float] = []
+    for value in values:
+        out.append(max(value, out[-1] + gap) if out else value)
+    for i in reversed(range(len(out))):
+        out[i] = min(out[i], out[i + 1] - gap if i + 1 < len(out) else top)
+    return out
 
 
 def plot_differences(facts: dict[str, Any], file: Path) -> None:

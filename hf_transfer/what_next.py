@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_transfer.begin import encode_rows
-from hf_transfer.candidates import score_texts
+from hf_transfer.candidates import learned_keys, score_texts
 from hf_transfer.features import frozen_copy, pooled_states
 from hf_transfer.labelling import next_rows
 from hf_transfer.learning_curve import learning_curve
 from hf_transfer.record import telling_layer
 from hf_transfer.results import Run, write_atomically
+from hf_transfer.texts import text_facts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,7 +59,11 @@ def _texts(job: Comparison, run: Run, rng: np.random.Generator) -> list[dict[str
 
     if job.domains.unlabeled is None:
         return []
-    rows = _sample(job.domains.unlabeled, TEXTS, rng)
+    rows = job.domains.unlabeled
+    known = np.isin(text_facts(rows)["key"], learned_keys(job.domains, quiet=True))
+    rows = _sample(rows.select(np.flatnonzero(~known)), TEXTS, rng)
+    if not len(rows):
+        return []
     names = job.domains.label_names
     outputs, _ = score_texts([run], [rows["text"][:]], names, quiet=True)
     (probabilities,) = outputs[0]

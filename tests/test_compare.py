@@ -119,6 +119,7 @@ def test_scores_are_those_of_the_runs(done):
     own = {one["name"]: one["accuracy"] for one in facts["candidates"]}
     for one in facts["comparisons"]:
         assert one["accuracy"]["value"] == pytest.approx(own[one["arm"]] - own[one["control"]])
+    assert facts["forgetting"].keys() == {"coral+lora", "self_train+frozen"}, "the others were adapted to nothing"
     assert facts["forgetting"]["coral+lora"]["before"] == "full"
     assert facts["forgetting"]["self_train+frozen"]["before"] == "frozen"
 
@@ -277,6 +278,23 @@ def test_an_arm_that_fails_is_left_out_and_so_is_what_there_is_no_time_for(done,
         (where / "compare.json").write_text(state)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target_unlabeled": "source.jsonl"}, "--target_unlabeled: 80% of its texts are labelled source rows"),
+        ({"backtest": "source.jsonl"}, "80% of its texts are in --source too"),
+        ({"backtest": "pool.jsonl"}, "100% of its texts are in --target_unlabeled too"),
+    ],
+)
+def test_what_would_spoil_the_estimates_is_refused_before_anything_is_trained(change, words, folder, tmp_path):
+    rows = [{**json.loads(line), "label": "good"} for line in (folder / "pool.jsonl").read_text().splitlines()]
+    labelled = conftest.write_table(tmp_path / "pool.jsonl", rows)
+    change = {name: str(labelled if file == "pool.jsonl" else folder / file) for name, file in change.items()}
+    with pytest.raises(UserError, match=words):
+        compare(flags(folder, **{"target": None, "output_dir": str(tmp_path / "new"), **change}))
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("kind", ["flipped", "another task"])
 def test_planted_negative_transfer(kind, folder, tmp_path):
     """40 % of the source's labels are wrong, or are of another task: a few target labels alone are better."""
@@ -372,6 +390,7 @@ def test_killed_comparisons_go_on_to_the_same_verdict(done, folder, tmp_path):
     assert facts["comparisons"] == undisturbed["comparisons"]
     assert facts["forgetting"] == undisturbed["forgetting"]
     assert facts["verdict"]["helping"] == undisturbed["verdict"]["helping"]
+    assert facts["verdict"]["adapt"] == undisturbed["verdict"]["adapt"]
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 
@@ -421,6 +440,10 @@ def test_seconds_expected_of_a_run():
     few = Rows(train=1600, validation=200, shots=32, pool=0)
     assert epochs_of(read_arm(TARGET_ONLY), 1.0, None, few) == 4 * 1600 / 32, "as many steps as the others"
     assert epochs_of(read_arm(TARGET_ONLY), 0.25, 1.0, Rows(100, 0, 100, 0)) == 1
+    only = read_arm(TARGET_ONLY)
+    assert run_seconds(only, 200, few, SPEEDS, 3) == 10 + 200 * 32 * 0.05, "no validation rows of its own, no trials"
+    own = Rows(train=1600, validation=200, shots=160, pool=0, own_validation=20)
+    assert run_seconds(only, 40, own, SPEEDS, 1) == 10 + 2 * 40 * (160 * 0.05 + 20 * 0.01)
     assert run_seconds(read_arm("full"), 4.0, ROWS, SPEEDS, 3) == 10 + 4 * 4 * (1600 * 0.05 + 200 * 0.01)
     assert run_seconds(read_arm("frozen"), 0.0, ROWS, SPEEDS, 3) == seconds("frozen")
     assert seconds("self_train+full", 2.0) == 10 + 2 * 20 + 2 * (3600 * 0.05 + 2)
