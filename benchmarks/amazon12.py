@@ -4,6 +4,8 @@
     python benchmarks/amazon12.py --data path/to/amazon_mds --arms full frozen self_train+frozen --pairs all --seeds 0 1
 
 An arm is a METHOD (trained on the source alone, once for its three targets) or ADAPTATION+METHOD (trained once a pair).
+`mlm` and `tsdae` continue pretraining on the target's texts first, once a target; `udalm` and `rewrite` begin there.
+`--max_rows` and `--max_length` make a smaller experiment, which needs a --work of its own.
 The unlabelled pool of a target is its `extra`, labels dropped, with its `unlabeled`. Finished runs stay under --work:
 a stopped benchmark goes on where it was. The dated table goes to benchmarks/.
 """
@@ -15,6 +17,7 @@ import datetime
 import gzip
 import importlib
 import json
+import random
 import statistics
 import sys
 from pathlib import Path
@@ -43,8 +46,12 @@ ADAPTATIONS = {
     **{name: ("adapt_domain", ["--alignment", "none", "--source_weights", name]) for name in ("importance", "nearest")},
     **{f"map_{name}": ("adapt_domain", ["--feature_map", name]) for name in ("coral", "moments", "subspace")},
     "mixture": ("adapt_domain", ["--mixture_of_sources"]),
+    "udalm": ("adapt_domain", ["--alignment", "udalm", "--model", "{mlm}"]),
+    **{name: ("finetune", ["--model", f"{{{name}}}"]) for name in ("mlm", "tsdae")},
+    "rewrite": ("finetune", []),
 }
 DRAWS, ROWS = 2000, 2000
+PRETRAINED_ON = 2000  # texts of a pool
 
 
 def main() -> None:
@@ -56,6 +63,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--baseline", default="full", help="the arm that the others are compared with")
     parser.add_argument("--work", default="runs/amazon12", help="where the runs are kept")
+    parser.add_argument("--max_length", type=int, default=256)
+    parser.add_argument("--max_rows", type=int, default=ROWS, help="of every table")
     parser.add_argument("--name", default="amazon12", help="name of the table's file")
     arguments = parser.parse_args()
     pairs = [pair for given in arguments.pairs for pair in PAIRS.get(given, [tuple(given.split("-"))])]
@@ -68,6 +77,7 @@ def main() -> None:
 def measure(arm: str, source: str, target: str, seed: int, arguments: argparse.Namespace) -> dict:
     """Train where that was not done before: which rows of the target are right, and the seconds it took."""
     from hf_transfer.predict import predict_rows
+    from hf_transfer.report import training_seconds
     from hf_transfer.results import load_run
 
     folder = (adapted if "+" in arm else alone)(arm, source, target, seed, arguments)
@@ -78,13 +88,14 @@ def measure(arm: str, source: str, target: str, seed: int, arguments: argparse.N
         scored = folder / f"scored-{target}.parquet"
         if not scored.is_file():
             predict_rows(str(folder), file(target, "labeled", arguments), str(scored))
-        frame = pd.read_parquet(scored)
-    assert len(frame) == ROWS
+        drawn = sorted(random.Random(0).sample(range(ROWS), arguments.max_rows))  # as --max_rows does
+        frame = pd.read_parquet(scored).iloc[drawn]
+    assert len(frame) == arguments.max_rows
     right = (frame["prediction"].astype(int) == frame["label"].astype(int)).to_numpy()
-    seconds = load_run(folder).seconds
-    spent = sum(value for stage, value in seconds.items() if stage in ("prepare", "train", "label the target"))
-    print(f"{arm:24} {source:>12} -> {target:12} {100 * right.mean():5.1f} %  {spent:5.0f} s", flush=True)
-    return {"arm": arm, "source": source, "target": target, "seed": seed, "right": right, "seconds": spent}
+    spent, stopped = training_seconds(done := load_run(folder)), done.choices.get("alignment_stopped", "")
+    print(f"{arm:24} {source:>12} -> {target:12} {100 * right.mean():5.1f} %  {spent:5.0f} s {stopped}", flush=True)
+    return {"arm": arm, "source": source, "target": target, "seed": seed, "right": right, "seconds": spent,
+            "stopped": bool(stopped)}  # fmt: skip
 
 
 def alone(method: str, source: str, target: str, seed: int, arguments: argparse.Namespace) -> Path:
@@ -103,10 +114,37 @@ def adapted(arm: str, source: str, target: str, seed: int, arguments: argparse.N
         flags = [] if "{own}" in flags else flags[: flags.index("--num_train_epochs")]
     names = {name: method if name == "own" else name for name in ("full", "frozen", "own") if f"{{{name}}}" in flags}
     known = {f"{{{name}}}": str(alone(which, source, target, seed, arguments)) for name, which in names.items()}
+    known |= {f"{{{name}}}": str(pretrained(name, target, seed, arguments)) for name in ("mlm", "tsdae")
+              if f"{{{name}}}" in flags}  # fmt: skip
     flags = [known.get(flag, flag) for flag in flags]
     folder = Path(arguments.work) / f"{arm}-{source}-{target}-seed{seed}"
-    flags += ["--target_unlabeled", str(pool(target, arguments))]
+    if recipe != "finetune":
+        flags += ["--target_unlabeled", str(pool(target, arguments))]
+    if adaptation == "rewrite":
+        flags += ["--source", str(rewritten(method, source, target, seed, arguments))]
     return run(recipe, method, source, target, seed, folder, flags, arguments)
+
+
+def pretrained(objective: str, target: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Return the encoder that was trained on the target's texts, for all sources."""
+    folder = Path(arguments.work) / f"{objective}-{target}-seed{seed}"
+    if not (folder / "pretraining.json").is_file():
+        importlib.import_module("pretrain_domain").main(
+            ["--objective", objective, "--target_unlabeled", str(pool(target, arguments)), "--max_rows",
+             str(PRETRAINED_ON), "--max_length", str(arguments.max_length), "--seed", str(seed), "--output_dir",
+             str(folder), "--quiet"])  # fmt: skip
+    return folder
+
+
+def rewritten(method: str, source: str, target: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Return the source's table, rewritten by the model of target text and checked by the run on the source alone."""
+    path = Path(arguments.work) / f"rewritten-{source}-{target}-seed{seed}.jsonl"
+    if not path.is_file():
+        importlib.import_module("rewrite_source").main(
+            ["--source", file(source, "labeled", arguments), "--target_unlabeled", str(pool(target, arguments)),
+             "--model", str(pretrained("mlm", target, seed, arguments)), "--classifier",
+             str(alone(method, source, target, seed, arguments)), "--output", str(path), "--quiet"])  # fmt: skip
+    return path
 
 
 def run(recipe: str, method: str, source: str, target: str, seed: int, folder: Path, flags: list[str],
@@ -116,8 +154,9 @@ def run(recipe: str, method: str, source: str, target: str, seed: int, folder: P
         sources = [domain for domain in DOMAINS if domain != target] if source == "others" else [source]
         importlib.import_module(recipe).main(
             ["--method", method, "--source", *[file(name, "labeled", arguments) for name in sources], "--target",
-             file(target, "labeled", arguments), "--max_length", "256", "--validation_fraction", "0",
-             "--test_fraction", "0", "--seed", str(seed), "--output_dir", str(folder), "--quiet", *flags])  # fmt: skip
+             file(target, "labeled", arguments), "--max_length", str(arguments.max_length), "--validation_fraction",
+             "0", "--test_fraction", "0", "--seed", str(seed), "--output_dir", str(folder), "--quiet",
+             *(["--max_rows", str(arguments.max_rows)] if arguments.max_rows < ROWS else []), *flags])  # fmt: skip
     return folder
 
 
@@ -138,10 +177,9 @@ def pool(target: str, arguments: argparse.Namespace) -> Path:
 
 
 def mean_difference(rows: pd.DataFrame, arm: str, baseline: str) -> tuple[float, float, float]:
-    """Return the mean of arm minus baseline, with a 95 % bootstrap interval over pairs (and seeds) and rows."""
-    cells = rows.set_index(["arm", "source", "target", "seed"])["right"]
-    gains = [cells.loc[(arm, *key)].astype(int) - cells.loc[(baseline, *key)].astype(int)
-             for key in cells.loc[arm].index]  # fmt: skip
+    """Return the mean of arm minus baseline, with a 95 % bootstrap interval over pairs and rows; seeds are averaged."""
+    cells = rows.groupby(["arm", "source", "target"])["right"].apply(lambda runs: np.mean(list(runs), axis=0))
+    gains = [cells.loc[(arm, *key)] - cells.loc[(baseline, *key)] for key in cells.loc[arm].index]
     rng = np.random.default_rng(0)
     draws = [
         np.mean([rng.choice(gains[i], len(gains[i])).mean() for i in rng.integers(0, len(gains), len(gains))])
@@ -161,16 +199,19 @@ def write(rows: pd.DataFrame, pairs: list[tuple[str, str]], arms: list[str], arg
     lines = [
         f"# Adaptation without target labels, Amazon reviews, {today}",
         "",
-        "Train on the source's 2,000 reviews and the target's unlabelled pool, test on the target's 2,000; "
-        f"`--max_length 256`, default encoder (all-MiniLM-L6-v2), no validation rows; seeds {arguments.seeds}. "
+        f"Train on {arguments.max_rows:,} reviews of the source and the target's unlabelled pool, test on "
+        f"{arguments.max_rows:,} of the target; `--max_length {arguments.max_length}`, default encoder "
+        f"(all-MiniLM-L6-v2), no validation rows; seeds {arguments.seeds}. "
         f"Accuracy in %; the difference to {arguments.baseline} is paired, with a 95 % bootstrap interval over pairs "
-        "and test rows. Seconds: the median of preparing, training and labelling; one training on the source alone "
-        "serves three targets, teachers are not counted again.",
+        "and test rows, seeds averaged. Seconds: the median of preparing, training and labelling, what was encoded "
+        "before included; one training on the source alone serves three targets, teachers and continued pretraining "
+        "are not counted again.",
         "",
         f"{hardware()}; {tools}.",
         "",
         f"Command: `python benchmarks/amazon12.py --data ... --arms {' '.join(arguments.arms)} --pairs "
-        f"{' '.join(arguments.pairs)} --seeds {' '.join(map(str, arguments.seeds))}`",
+        f"{' '.join(arguments.pairs)} --seeds {' '.join(map(str, arguments.seeds))} --max_rows {arguments.max_rows} "
+        f"--max_length {arguments.max_length} --baseline {arguments.baseline}`",
         "",
         f"| arm | {heads} | mean | difference to {arguments.baseline} | seconds |",
         "|---" * (len(pairs) + 4) + "|",
@@ -182,7 +223,10 @@ def write(rows: pd.DataFrame, pairs: list[tuple[str, str]], arms: list[str], arg
         value, low, high = (100 * number for number in mean_difference(rows, arm, arguments.baseline))
         gain = "" if arm == arguments.baseline else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
         cells = " | ".join(f"{value:.1f}" for value in by_pair)
-        lines.append(f"| {arm} | {cells} | {np.mean(by_pair):.2f} | {gain} | {statistics.median(own['seconds']):.0f} |")
+        stopped = f" (stopped early in {own['stopped'].sum()})" if own["stopped"].any() else ""
+        lines.append(
+            f"| {arm}{stopped} | {cells} | {np.mean(by_pair):.2f} | {gain} | {statistics.median(own['seconds']):.0f} |"
+        )
     text = "\n".join(lines) + "\n"
     (HERE / f"{arguments.name}-{today}.md").write_text(text, encoding="utf-8")
     print(text)

@@ -87,6 +87,7 @@ def transferred(features: dict[str, tuple[np.ndarray, np.ndarray]], source: str,
 def write(rows: list[dict[str, Any]], seconds: list[float]) -> None:
     """Write the dated table."""
     from hf_transfer.resources import hardware, versions
+    from hf_transfer.samples import ROWS
 
     today = datetime.date.today().isoformat()
     tools = ", ".join(f"{name} {version}" for name, version in versions().items())
@@ -94,7 +95,7 @@ def write(rows: list[dict[str, Any]], seconds: list[float]) -> None:
     lines = [
         f"# Ranking of layers against what they turn out to be worth, {today}",
         "",
-        "Spearman's rank correlation, over the layers of the default encoder, of each score on 1,000 labelled source "
+        f"Spearman's rank correlation, over the layers of the default encoder, of each score on {ROWS} labelled source "
         "rows (`hf-transfer rank`) with the accuracy on the target of logistic regression trained on all source rows; "
         "and in brackets the points that the layer chosen by the score loses to the best one.",
         "",
