@@ -14,6 +14,7 @@ import datetime
 import gzip
 import importlib
 import json
+import random
 import statistics
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with spam_sms/ and spam_youtube/")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--max_rows", type=int, help="of a table, to end sooner; a --work for each")
+    parser.add_argument("--source_rows", type=int, help="random messages, to end sooner; a --work for each")
     parser.add_argument("--work", default="runs/spam", help="where the runs are kept")
     arguments = parser.parse_args()
     rows = [measure(arm, seed, arguments) for arm in arguments.arms for seed in arguments.seeds]
@@ -65,9 +66,8 @@ def measure(arm: str, seed: int, arguments: argparse.Namespace) -> dict:
     if not (folder / "run.json").is_file():
         data = Path(arguments.data)
         more = ["--target_unlabeled", str(pool(arguments))] if recipe != "finetune" else []
-        more += ["--max_rows", str(arguments.max_rows)] if arguments.max_rows else []
         importlib.import_module(recipe).main(
-            ["--source", str(data / "spam_sms" / "sms_spam.jsonl.gz"), "--target",
+            ["--source", str(source(arguments)), "--target",
              str(data / "spam_youtube" / "youtube_spam.jsonl.gz"), "--max_length", "128", "--seed", str(seed),
              "--output_dir", str(folder), "--quiet", *flags, *more])  # fmt: skip
     run, tested = load_run(folder), pd.read_parquet(folder / "predictions.parquet")
@@ -93,6 +93,19 @@ def corrected(run: Any, tested: pd.DataFrame) -> np.ndarray:
     return np.array(run.label_names)[mix.apply(outputs).argmax(1)]
 
 
+def source(arguments: argparse.Namespace) -> Path:
+    """Return the table of messages, or one of so many of them, drawn at random by the first seed."""
+    whole = Path(arguments.data) / "spam_sms" / "sms_spam.jsonl.gz"
+    if not arguments.source_rows:
+        return whole
+    path = Path(arguments.work) / "source.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(whole, "rt", encoding="utf-8") as lines:
+        drawn = random.Random(arguments.seeds[0]).sample(list(lines), arguments.source_rows)
+    path.write_text("".join(drawn), encoding="utf-8")
+    return path
+
+
 def pool(arguments: argparse.Namespace) -> Path:
     """Return a table of the texts of the target's training split."""
     path = Path(arguments.work) / "pool.jsonl"
@@ -115,7 +128,8 @@ def write(rows: pd.DataFrame, arguments: argparse.Namespace) -> None:
     lines = [
         f"# SMS spam to YouTube spam, {today}",
         "",
-        "Train on the source's training split and the target's unlabelled texts, test on the target's "
+        f"Train on the training split of {arguments.source_rows or 'all'} messages and the target's unlabelled "
+        "texts, test on the target's "
         f"{len(rows['right'][0])} test comments; default encoder (all-MiniLM-L6-v2), the methods' own defaults, seeds "
         f"{arguments.seeds}. Accuracy in %; the difference to {arguments.arms[0]} is paired, with a 95 % bootstrap "
         f"interval over the rows, seeds averaged. TF-IDF + logistic regression reaches {100 * rows['tfidf'][0]:.1f} %.",
@@ -123,7 +137,8 @@ def write(rows: pd.DataFrame, arguments: argparse.Namespace) -> None:
         f"{hardware()}; {tools}.",
         "",
         f"Command: `python benchmarks/spam.py --data ... --arms {' '.join(arguments.arms)} --seeds "
-        f"{' '.join(map(str, arguments.seeds))}{f' --max_rows {arguments.max_rows}' if arguments.max_rows else ''}`",
+        f"{' '.join(map(str, arguments.seeds))}"
+        f"{f' --source_rows {arguments.source_rows}' if arguments.source_rows else ''}`",
         "",
         f"| arm | accuracy by seed | mean | macro-F1 | called spam, % | difference to {arguments.arms[0]} | seconds |",
         "|---|---|---|---|---|---|---|",

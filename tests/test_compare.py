@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 
 import conftest
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 from datasets import Dataset
+from safetensors.numpy import load_file
 
 from hf_transfer import alignment, feature_maps, methods, objectives
 from hf_transfer.arms import RANDOM, TARGET_ONLY, adaptations, command, read_arm
@@ -31,7 +33,7 @@ from hf_transfer.texts import text_facts
 GOOD, BAD = ("clean", "friendly", "comfortable", "great"), ("dirty", "rude", "broken", "noisy")
 FILLER = ("room", "hotel", "staff", "night", "bed", "breakfast", "we", "the", "was", "and")
 MARKER = "phone"
-ARMS = "frozen,full,coral+lora,self_train+frozen"
+ARMS = "frozen,full,coral+full,self_train+frozen"
 
 
 def texts_of(count: int, seed: int, more: str = "") -> list[dict]:
@@ -98,7 +100,7 @@ def test_every_arm_and_control_is_judged(done):
     plain = {"majority", "tfidf", RANDOM}
     against = {arm: {one["control"] for one in facts["comparisons"] if one["arm"] == arm} for arm in ARMS.split(",")}
     assert against == {
-        "frozen": plain, "full": plain | {"frozen"}, "coral+lora": plain | {"frozen", "full"},
+        "frozen": plain, "full": plain | {"frozen"}, "coral+full": plain | {"frozen", "full"},
         "self_train+frozen": plain | {"frozen", "full"},
     }  # fmt: skip
     assert facts["test_rows"] == 120
@@ -119,8 +121,8 @@ def test_scores_are_those_of_the_runs(done):
     own = {one["name"]: one["accuracy"] for one in facts["candidates"]}
     for one in facts["comparisons"]:
         assert one["accuracy"]["value"] == pytest.approx(own[one["arm"]] - own[one["control"]])
-    assert facts["forgetting"].keys() == {"coral+lora", "self_train+frozen"}, "the others were adapted to nothing"
-    assert facts["forgetting"]["coral+lora"]["before"] == "full"
+    assert facts["forgetting"].keys() == {"coral+full", "self_train+frozen"}, "the others were adapted to nothing"
+    assert facts["forgetting"]["coral+full"]["before"] == "full"
     assert facts["forgetting"]["self_train+frozen"]["before"] == "frozen"
 
 
@@ -176,6 +178,26 @@ def test_nothing_but_scoring_sees_the_tested_texts(done, folder):
     assert MARKER not in (where / "pool.jsonl").read_text()
     assert len(fitted) >= 1
     assert not [text for texts in fitted for text in texts if MARKER in text]
+
+
+def test_no_weight_has_learned_from_the_tested_texts(done, folder):
+    """The embedding of a word that they alone have shrinks by weight decay, as that of a word that nobody has."""
+    from transformers import AutoTokenizer
+
+    where, _, _ = done
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    rows = [json.loads(line) for name in ("source", "pool") for line in (folder / f"{name}.jsonl").open()]
+    used = {word for row in rows for word in tokenizer(row["text"])["input_ids"]}
+    marker = tokenizer.convert_tokens_to_ids(MARKER)
+    idle = [word for word in range(len(tokenizer)) if word not in {*used, *tokenizer.all_special_ids, marker}]
+    assert marker not in used
+    assert len(idle) > 10
+    for name in ("full", "coral+full", RANDOM):
+        before = load_file((where / "random" / "seed3" if name == RANDOM else folder / "model") / "model.safetensors")
+        after = load_file(where / "runs" / f"{name}-seed3" / "model.safetensors")
+        change = after["bert.embeddings.word_embeddings.weight"] / before["embeddings.word_embeddings.weight"]
+        np.testing.assert_allclose(change[[marker, *idle]], change[idle].mean(), rtol=1e-4)
+        assert all(abs(change[word] - change[marker]).max() > 1e-3 for word in used - set(tokenizer.all_special_ids))
 
 
 def test_which_rows_to_label_next(done, folder):
@@ -259,7 +281,7 @@ def test_an_arm_that_fails_is_left_out_and_so_is_what_there_is_no_time_for(done,
     """The same command trains the missing ones; here one can't be trained, and then there is no time for it."""
     where, facts, _ = done
     away = folder / "away"
-    shutil.move(where / "runs" / "coral+lora-seed3", away)
+    shutil.move(where / "runs" / "coral+full-seed3", away)
     pool, state = (where / "pool.jsonl").read_text(), (where / "compare.json").read_text()
     try:
         spent = json.loads(state)
@@ -267,13 +289,13 @@ def test_an_arm_that_fails_is_left_out_and_so_is_what_there_is_no_time_for(done,
         (where / "compare.json").write_text(json.dumps(spent))
         compare(flags(folder))
         without = json.loads((where / "verdict.json").read_text())
-        assert without["left_out"]["coral+lora-seed3"].startswith("no time: about")
-        assert {one["arm"] for one in without["comparisons"]} == set(ARMS.split(",")) - {"coral+lora"}
-        assert "coral+lora-seed3 | no time" in (where / "verdict.md").read_text()
+        assert without["left_out"]["coral+full-seed3"].startswith("no time: about")
+        assert {one["arm"] for one in without["comparisons"]} == set(ARMS.split(",")) - {"coral+full"}
+        assert "coral+full-seed3 | no time" in (where / "verdict.md").read_text()
         own = {one["name"]: one["accuracy"] for one in facts["candidates"]}
         assert {one["name"]: one["accuracy"] for one in without["candidates"]}.items() <= own.items()
     finally:
-        shutil.move(away, where / "runs" / "coral+lora-seed3")
+        shutil.move(away, where / "runs" / "coral+full-seed3")
         (where / "pool.jsonl").write_text(pool)
         (where / "compare.json").write_text(state)
 
@@ -307,8 +329,10 @@ def test_planted_negative_transfer(kind, folder, tmp_path):
             row["label"] = {"good": "bad", "bad": "good"}[row["label"]]
     source = conftest.write_table(tmp_path / "source.jsonl", rows)
     target = conftest.write_table(tmp_path / "target.jsonl", texts_of(700, 6))
+    trials = str(int(kind == "another task"))
     where = compare(flags(folder, source=str(source), target=str(target), target_unlabeled=None, arms="frozen,full",
-                          output_dir=str(tmp_path / "out"), target_shots="100", num_train_epochs="3"))  # fmt: skip
+                          output_dir=str(tmp_path / "out"), target_shots="100", num_train_epochs="3",
+                          tune=trials))  # fmt: skip
     facts = json.loads((where / "verdict.json").read_text())
     words = {(one["arm"], one["control"]): one["accuracy"]["word"] for one in facts["comparisons"]}
     assert words["full", "tfidf on the target"] == "hurts"
@@ -321,6 +345,10 @@ def test_planted_negative_transfer(kind, folder, tmp_path):
     assert facts["next"]["texts"] == []
     assert "What further labels would likely buy" in (where / "verdict.md").read_text()
     only = load_run(where / "runs" / f"{TARGET_ONLY}-seed3")
+    for name in ("full", RANDOM):
+        tuned = load_run(where / "runs" / f"{name}-seed3").choices.get("tuned", {"trials": []})
+        assert len(tuned["trials"]) == int(trials), "a control is tuned as an arm is"
+    assert "tuned" not in only.choices, "few shots leave no validation rows to choose by"
     assert only.data["rows"]["train"] == 200
     assert only.data["rows"]["target_test"] == facts["test_rows"] == 500
 
