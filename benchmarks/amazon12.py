@@ -138,7 +138,7 @@ def pretrained(objective: str, target: str, seed: int, arguments: argparse.Names
 
 def rewritten(method: str, source: str, target: str, seed: int, arguments: argparse.Namespace) -> Path:
     """Return the source's table, rewritten by the model of target text and checked by the run on the source alone."""
-    path = Path(arguments.work) / f"rewritten-{source}-{target}-seed{seed}.jsonl"
+    path = Path(arguments.work) / f"rewritten-{method}-{source}-{target}-seed{seed}.jsonl"
     if not path.is_file():
         importlib.import_module("rewrite_source").main(
             ["--source", file(source, "labeled", arguments), "--target_unlabeled", str(pool(target, arguments)),
@@ -199,13 +199,14 @@ def write(rows: pd.DataFrame, pairs: list[tuple[str, str]], arms: list[str], arg
     lines = [
         f"# Adaptation without target labels, Amazon reviews, {today}",
         "",
-        f"Train on {arguments.max_rows:,} reviews of the source and the target's unlabelled pool, test on "
+        f"Train on {arguments.max_rows:,} reviews of the source and the target's unlabelled pool"
+        f"{' (as many)' if arguments.max_rows < ROWS else ''}, test on "
         f"{arguments.max_rows:,} of the target; `--max_length {arguments.max_length}`, default encoder "
         f"(all-MiniLM-L6-v2), no validation rows; seeds {arguments.seeds}. "
         f"Accuracy in %; the difference to {arguments.baseline} is paired, with a 95 % bootstrap interval over pairs "
         "and test rows, seeds averaged. Seconds: the median of preparing, training and labelling, what was encoded "
-        "before included; one training on the source alone serves three targets, teachers and continued pretraining "
-        "are not counted again.",
+        "before included; one training on the source alone serves three targets; teachers, continued pretraining and "
+        "rewriting are not counted.",
         "",
         f"{hardware()}; {tools}.",
         "",

@@ -39,6 +39,9 @@ ARMS = {
        for name in ("importance", "nearest") for method in ("full", "frozen")},
     **{f"map_{name}+frozen": ("adapt_domain", ["--method", "frozen", "--feature_map", name])
        for name in ("coral", "moments", "subspace")},
+    **{f"{name}+{method}": ("finetune", ["--method", method, "--model", f"{{{name}}}"])
+       for name in ("mlm", "tsdae") for method in ("full", "frozen")},
+    "udalm+full": ("adapt_domain", ["--method", "full", "--alignment", "udalm", "--model", "{mlm}"]),
     "label_prior+full": ("finetune", ["--method", "full"]),
     "label_prior+frozen": ("finetune", ["--method", "frozen"]),
 }  # fmt: skip
@@ -66,6 +69,7 @@ def measure(arm: str, seed: int, arguments: argparse.Namespace) -> dict:
     if not (folder / "run.json").is_file():
         data = Path(arguments.data)
         more = ["--target_unlabeled", str(pool(arguments))] if recipe != "finetune" else []
+        flags = [str(pretrained(flag[1:-1], seed, arguments)) if flag.startswith("{") else flag for flag in flags]
         importlib.import_module(recipe).main(
             ["--source", str(source(arguments)), "--target",
              str(data / "spam_youtube" / "youtube_spam.jsonl.gz"), "--max_length", "128", "--seed", str(seed),
@@ -91,6 +95,16 @@ def corrected(run: Any, tested: pd.DataFrame) -> np.ndarray:
     mix = estimate("em", outputs, training_mix(run), held_out(run, run.label_names))
     print(mix.summary(run.label_names))
     return np.array(run.label_names)[mix.apply(outputs).argmax(1)]
+
+
+def pretrained(objective: str, seed: int, arguments: argparse.Namespace) -> Path:
+    """Return the encoder that was trained on the target's texts."""
+    folder = Path(arguments.work) / f"{objective}-seed{seed}"
+    if not (folder / "pretraining.json").is_file():
+        importlib.import_module("pretrain_domain").main(
+            ["--objective", objective, "--target_unlabeled", str(pool(arguments)), "--max_length", "128", "--seed",
+             str(seed), "--output_dir", str(folder), "--quiet"])  # fmt: skip
+    return folder
 
 
 def source(arguments: argparse.Namespace) -> Path:

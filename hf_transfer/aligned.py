@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from hf_transfer.alignment import Batch, udalm
 from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.errors import UserError
-from hf_transfer.features import from_first_process
+from hf_transfer.features import from_first_process, in_any_process
 from hf_transfer.methods import NO_LABEL
 from hf_transfer.objectives import padded
 
@@ -61,7 +61,7 @@ class Aligned(nn.Module):
         super().__init__()
         self.model, self.alignment, self.weight = model, alignment, weight
         self.config = model.config
-        self.progress, self.penalty, self.labels_given = 0.0, 0.0, 0
+        self.progress, self.labels_given, self.failed = 0.0, 0, False
         self.seen: list[torch.Tensor] = []
         last_linear(model).register_forward_pre_hook(self._see)
 
@@ -95,8 +95,8 @@ class Aligned(nn.Module):
         source = Batch(features[0], logits[0], source_labels)
         target = Batch(features[1], logits[1], None, states[0], words)
         penalty = self.weight * self.alignment(source, target, self.progress)
-        self.penalty = float(penalty.detach())
-        if not math.isfinite(self.penalty):  # `Progress` ends it after this step, which must not spoil the weights
+        if not math.isfinite(float(penalty.detach())):  # `Progress` ends it; the step must not spoil the weights
+            self.failed = True
             penalty = torch.zeros_like(penalty) + sum(0.0 * p.sum() for p in self.alignment.parameters())
         self.labels_given = len(torch.cat(logits).argmax(-1).unique())
         return {"logits": logits[0], "penalty": penalty}
@@ -175,7 +175,7 @@ class PairCollator:
 
 
 class Progress(TrainerCallback):
-    """Tell the alignment how far training is, and stop where it has failed; the best checkpoint so far is kept.
+    """Tell the alignment how far training is, and stop where it has failed; a best checkpoint so far is kept.
 
     Args:
         aligned: what is trained.
@@ -200,7 +200,7 @@ class Progress(TrainerCallback):
             self.running += 0.1 * (discriminator.accuracy - self.running)
             self.told = max(self.told, self.running)
         why = ""
-        if not math.isfinite(self.aligned.penalty):
+        if in_any_process(self.aligned.failed):
             why = "the alignment's loss is no number; lower --alignment_weight or --learning_rate"
         elif progress > EARLY and self.same >= PATIENCE:
             why = f"for {PATIENCE} steps every text was given one label; lower --alignment_weight"
@@ -211,7 +211,8 @@ class Progress(TrainerCallback):
         if why and not control.should_training_stop:
             control.should_training_stop = True
             self.choices["alignment_stopped"] = f"after {state.global_step} steps: {why}"
-            kept = "the best checkpoint is kept" if state.best_model_checkpoint else "there was no checkpoint yet"
+            best = args.load_best_model_at_end and state.best_model_checkpoint
+            kept = "the best checkpoint is kept" if best else "the last weights are kept"
             if state.is_world_process_zero:
                 print(f"warning: stopped after {state.global_step} steps, {kept}: {why}.")
 

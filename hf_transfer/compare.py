@@ -77,9 +77,9 @@ def compare(argv: list[str] | None = None) -> Path:
         if "plan" not in job.state:
             speeds = _calibrate(job)
             plan = _plan(job, speeds)
-            after = _afterwards(job, speeds)
+            after, done = _afterwards(job, speeds), run_seconds(read_arm(FROZEN), 0.0, job.rows, speeds)
             job.state |= {"speeds": asdict(speeds), "plan": asdict(plan), "afterwards": after,
-                          "ends": job.spent + plan.seconds + after}  # fmt: skip
+                          "ends": job.spent + plan.seconds - done + after}  # fmt: skip
             job.save()
         plan, speeds = Plan(**job.state["plan"]), Speeds(**job.state["speeds"])
         job.console.say(_shown(job, plan, speeds))
@@ -308,15 +308,17 @@ def _run(
     def tick(seconds: float) -> None:
         bar.n = before + seconds
         bar.total = job.state.get("ends", job.budget)
-        bar.set_description(f"{what}, about {duration(max(0.0, bar.total - bar.n))} left", refresh=False)
+        left = f", about {duration(max(0.0, bar.total - bar.n))} left" if "ends" in job.state else ""
+        bar.set_description(what + left, refresh=False)
         bar.refresh()
 
     argv = ["run", "--num_processes", str(job.how.num_processes), *words, "--seed", str(seed), "--output_dir",
             str(folder), "--quiet", *resume]  # fmt: skip
     ended = run_command(argv, log, seconds=left, tick=tick)
     if ended.code == 0 and (folder / done).is_file():
-        seconds = load_run(folder).seconds["total"] if resume and done == "run.json" else 0.0
-        job.state["seconds"][name] = round(max(seconds, ended.seconds), 3)  # the former knows of those before a kill
+        found = json.loads((folder / done).read_text(encoding="utf-8"))["seconds"] if resume else {}
+        known = found.get("total", sum(found.values()))  # also of the seconds before a kill
+        job.state["seconds"][name] = round(max(known, ended.seconds), 3)
         if expected:
             job.state.setdefault("expected", {})[name] = round(expected, 3)
         planned = f" (expected {duration(expected)})" if expected else ""

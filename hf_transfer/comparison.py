@@ -250,7 +250,8 @@ def _check_estimates(how: CompareArguments, domains: Domains, data: DataArgument
         raise UserError(f"--target_unlabeled has {len(domains.unlabeled)} texts; at least {FEWEST} are needed to "
                         "estimate anything without labels.")  # fmt: skip
     learned = learned_keys(domains, quiet=True)
-    known = np.isin(own := text_facts(Dataset.from_dict({"text": pool}))["key"].to_numpy(), learned).mean()
+    own = text_facts(Dataset.from_dict({"text": pool}))["key"].unique()
+    known = np.isin(own, learned).mean()
     if known > SEEN:
         raise UserError(f"--target_unlabeled: {known:.0%} of its texts are labelled source rows; without target labels "
                         "nothing can be estimated from what was learned. Give other texts.")  # fmt: skip

@@ -187,6 +187,17 @@ def from_first_process(value: Any) -> Any:
     return box[0]
 
 
+def in_any_process(flag: bool) -> bool:
+    """Return whether `flag` is True in one of several processes."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return flag
+    flags: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(flags, flag)
+    return any(flags)
+
+
 def token_states(
     trunk: PreTrainedModel, encoded: Dataset, collator: Any, progress: Any = None, dtype: torch.dtype | None = None
 ) -> TokenStates:

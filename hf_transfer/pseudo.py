@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_transfer.candidates import FEWEST_HELD_OUT, learned_keys, read_data
+from hf_transfer.data import FEW_UNLABELED
 from hf_transfer.errors import UserError, listed
 from hf_transfer.features import from_first_process
 from hf_transfer.held_out import HeldOut, held_out
@@ -68,12 +69,14 @@ def most_confident(probabilities: np.ndarray, shares: np.ndarray, fraction: floa
 def expected_shares(probabilities: np.ndarray, prior: np.ndarray, source: np.ndarray) -> np.ndarray:
     """Return the shares (classes,) of labels to expect in the target: the source's, unless EM finds clearly others.
 
+    Of few texts it may find others by chance.
+
     Args:
         probabilities: (pool, classes), calibrated.
         prior: (classes,) the mix of labels under which they hold.
         source: (classes,) shares.
     """
-    found = em(probabilities, prior)
+    found = em(probabilities, prior) if len(probabilities) >= FEW_UNLABELED else source
     return found if np.abs(found - source).sum() / 2 > MOVED else source
 
 
@@ -122,8 +125,10 @@ def logits_of(job: Job, prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
     return anew(job.pool), anew(job.setup.validation)
 
 
-def taught(folders: list[str], domains: Domains, *, quiet: bool) -> tuple[np.ndarray, np.ndarray]:
+def taught(folders: list[str], domains: Domains, *, quiet: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the mean probabilities (pool, classes) of the unlabelled texts by finished runs, and their mean prior.
+
+    The latter, the mix of labels that they learned from, only where all could be calibrated.
 
     Each run's are calibrated first by the source rows that it held out, if any.
 
@@ -157,25 +162,27 @@ def taught(folders: list[str], domains: Domains, *, quiet: bool) -> tuple[np.nda
         return from_first_process(None)
     assert domains.unlabeled is not None
     texts = domains.unlabeled["text"]
-    total, prior = np.zeros((len(texts), len(domains.label_names))), np.zeros(len(domains.label_names))
+    total, priors, powers = np.zeros((len(texts), len(domains.label_names))), [], []
     with tqdm(desc="label", total=len(runs) * len(texts), unit="text", disable=quiet, leave=False) as bar:
         for run in runs:
             score, columns = scorer(run.folder), [run.label_names.index(name) for name in domains.label_names]
-            power = temperature(held_out(run, domains.label_names))
-            prior += training_mix(run)[columns]
+            priors.append(training_mix(run)[columns])
+            powers.append(temperature(held_out(run, domains.label_names), priors[-1]))
             for begin in range(0, len(texts), PIECE):
                 part = texts[begin : begin + PIECE]
-                total[begin : begin + PIECE] += tempered(score(part)[:, columns], power)
+                total[begin : begin + PIECE] += tempered(score(part)[:, columns], powers[-1] or 1.0)
                 bar.update(len(part))
-    return from_first_process((total / len(runs), prior / len(runs)))
+    return from_first_process((total / len(runs), None if None in powers else np.mean(priors, axis=0)))
 
 
-def temperature(known: HeldOut) -> float:
-    """Return the temperature that calibrates a model by labelled rows; 1 where there are too few."""
-    if len(known.labels) < FEWEST_HELD_OUT:
-        return 1.0
-    shares = np.bincount(known.labels, minlength=known.probabilities.shape[1]) / len(known.labels)
-    return fit_temperature(known, shares)
+def temperature(known: HeldOut, prior: np.ndarray) -> float | None:
+    """Return the temperature that calibrates a model by labelled rows; None where there are too few.
+
+    Args:
+        known: the rows.
+        prior: (classes,) the mix of labels that it learned from.
+    """
+    return fit_temperature(known, prior) if len(known.labels) >= FEWEST_HELD_OUT else None
 
 
 def _tested(run: Run, domains: Domains, *, quiet: bool) -> int:

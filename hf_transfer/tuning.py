@@ -143,11 +143,13 @@ def tune(job: Job, setup: Setup, prepare: Callable[[Setup], Prepared]) -> tuple[
     first = job.arguments.train.process_index == 0  # which alone asks optuna, and tells the others
     with job.meter.stage("tune"):
         record = from_first_process(_record(file) if first and file.is_file() else {"trials": []})
+        spent = sum(trial["seconds"] for trial in record["trials"])  # before it was killed
         while (number := len(record["trials"])) < trials:
             _try(job, setup, prepare, space, file, number)
             record = from_first_process(_record(file) if first else None)
             last = record["trials"][-1]
             job.console.say(f"trial {number + 1} of {trials}: {_said(last)}: {_scored(last, record['by'])}")
+    job.meter.seconds["tune"] += spent
     best = _best(record)
     chosen = {name: record["trials"][best][name] for name in space.first[0]}
     job.console.say(f"tuned: {_said(chosen)}, of trial {best + 1}")

@@ -47,7 +47,7 @@ from hf_transfer.training import fit
 
 SAME = 0.99  # share of equal labels after which another round would bring nothing
 WORSE = 0.02  # of accuracy on held-out source rows, for which a round is dropped
-ENCODED = "cached_encoding_seconds"  # of earlier runs; what a later round finds in the cache this run has paid for
+ENCODED = "cached_encoding_seconds"  # of earlier runs
 FROZEN = ("--fraction", "1.0", "--pool_rows", "2000")  # sure labels teach a frozen encoder least; more texts add little
 
 
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> Run:
         source = np.array(job.encoded["train"]["labels"][:])
         truth = np.array(job.encoded["validation"]["labels"][:] if len(job.encoded["validation"]) else [], dtype=int)
         shares = np.bincount(source, minlength=len(job.domains.label_names)) / len(source)
-        before, kept, first, log = None, None, None, []
+        before, kept, first, first_mix, log = None, None, None, shares, []
         if how.teachers:
             with job.meter.stage("label the target"):
                 probabilities, prior = taught(how.teachers, job.domains, quiet=job.console.quiet)
@@ -101,9 +101,9 @@ def main(argv: list[str] | None = None) -> Run:
             with job.meter.stage("label the target"):
                 of_pool, of_source = logits_of(now, prepared)
             probabilities, of_source = (scipy.special.softmax(logits, axis=1) for logits in (of_pool, of_source))
-            calibrated = tempered(probabilities, temperature(HeldOut(of_source, truth)))
-            prior = weighed_mix(prepared.choices["label_shares"], now.setup.class_weights)
-            chosen = _chosen(job, calibrated, prior, shares, how.fraction)
+            mix = weighed_mix(prepared.choices["label_shares"], now.setup.class_weights)
+            power = temperature(HeldOut(of_source, truth), mix)
+            chosen = _chosen(job, tempered(probabilities, power or 1.0), mix if power else None, shares, how.fraction)
             right = float((of_source.argmax(1) == truth).mean()) if len(truth) else None
             same = float((chosen.everything == before.everything).mean()) if before is not None else 0.0
             rows = len(source) + (len(before.rows) if before is not None else 0)
@@ -115,20 +115,33 @@ def main(argv: list[str] | None = None) -> Run:
                 job.console.say(f"round {number} is worse on the source and dropped.")
                 break
             kept, before = (right, now, prepared, history), chosen
-            first = prepared.head if number == 0 else first
+            first, first_mix = (prepared.head, mix) if number == 0 else (first, first_mix)
             if same > SAME:
                 break
         assert kept is not None
         _, now, prepared, history = kept
         if _averaged(prepared, first):
-            prepared.choices["mean_with_first_head"] = True
+            prepared.choices["mean_with_first_head"] = True  # a mean of logits: the mixes' geometric mean is behind it
+            last_mix = weighed_mix(prepared.choices["label_shares"], now.setup.class_weights)
+            both = np.sqrt(first_mix * last_mix) / np.array(now.setup.class_weights or 1.0)
+            prepared.choices["label_shares"] = (both / both.sum()).round(6).tolist()
         prepared.choices.update({"rounds": log, "pool_rows": len(job.pool or ())})
         return finish(now, prepared, recipe="self_train", history=history, adaptation="self_train")
 
 
-def _chosen(job: Job, probabilities: np.ndarray, prior: np.ndarray, source: np.ndarray, fraction: float) -> Pseudo:
-    """Return the labels that are trusted; says so where the target's mix of labels is not the source's."""
-    shares = expected_shares(probabilities, prior, source)
+def _chosen(
+    job: Job, probabilities: np.ndarray, prior: np.ndarray | None, source: np.ndarray, fraction: float
+) -> Pseudo:
+    """Return the labels that are trusted; says so where the target's mix of labels is not the source's.
+
+    Args:
+        job: what is trained.
+        probabilities: (pool, classes) of the target's texts.
+        prior: (classes,) the mix under which they hold, or None where they are not calibrated.
+        source: (classes,) shares of the labels in the source.
+        fraction: of the texts that is trusted.
+    """
+    shares = source if prior is None else expected_shares(probabilities, prior, source)
     if shares is not source:
         mix = ", ".join(f"{name} {share:.0%}" for name, share in zip(job.domains.label_names, shares, strict=True))
         job.console.say(f"the target seems to have another mix of labels than the source: {mix}")
@@ -149,9 +162,13 @@ def _round(job: Job, pseudo: Pseudo | None, last: Prepared | None) -> tuple[Job,
     set_seed(seed)
     with job.meter.stage("prepare"):
         prepared = arguments.method_module.prepare(job.setup, replace(arguments.method, **settled))
-    own = {name: value for name, value in prepared.choices.items() if not last or name != ENCODED}
     shares = np.bincount(learned, minlength=classes) / len(learned)
-    prepared = replace(prepared, choices={**chosen, **own, "label_shares": shares.round(6).tolist()})
+    own = prepared.choices | {"label_shares": shares.round(6).tolist()}
+    if last and not arguments.method_module.DEFAULTS:
+        own.pop(ENCODED, None)  # the first round has encoded it, and this run has paid for that
+    elif last and ENCODED in own:
+        own[ENCODED] += chosen.get(ENCODED, 0.0)
+    prepared = replace(prepared, choices={**chosen, **own})
     with job.meter.stage("train"):
         history = fit(prepared, job.setup, job.task, arguments, job.partial, job.meter)
     if prepared.inputs is not None:  # its lower layers were left out while training

@@ -296,10 +296,11 @@ class Fake:
     def __init__(self, step=0, steps=100):
         self.global_step, self.max_steps, self.is_world_process_zero = step, steps, True
         self.should_training_stop, self.best_model_checkpoint = False, "checkpoint-1" if step > 20 else None
+        self.load_best_model_at_end = True
 
 
 COLLAPSES = {
-    "no number": (lambda a: setattr(a, "penalty", float("nan")), 1, "is no number"),
+    "no number": (lambda a: setattr(a, "failed", True), 1, "is no number"),
     "one label": (lambda a: setattr(a, "labels_given", 1), 31, "one label"),
     "blind": (lambda a: setattr(a.alignment.discriminator, "accuracy", 0.5), 31, "never told the domains apart"),
 }
@@ -316,17 +317,17 @@ def test_collapse_stops_and_says_why(kind, tiny, capsys):
     stopped = None
     for step in range(100):
         now, control = Fake(step), Fake()
-        callback.on_step_begin(None, now, control)
+        callback.on_step_begin(now, now, control)
         aligned.labels_given, aligned.alignment.discriminator.accuracy = 2, 0.8
         spoil(aligned)
-        callback.on_step_end(None, now, control)
+        callback.on_step_end(now, now, control)
         if control.should_training_stop:
             stopped = step
             break
     assert stopped is not None
     assert stopped <= first
     assert said in choices["alignment_stopped"]
-    kept = "the best checkpoint is kept" if first > 20 else "there was no checkpoint yet"
+    kept = "the best checkpoint is kept" if first > 20 else "the last weights are kept"
     assert kept in capsys.readouterr().out
 
 

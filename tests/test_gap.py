@@ -99,7 +99,7 @@ def test_a_target_without_labels(measured):
 def test_labels_too_few_for_a_probe(last, measured):
     target = rows(100, 2, positive=0.0)
     _, facts = measured(rows(100, 1), [*target[:-1], {**target[-1], "label": last}])
-    assert facts["findings"]["concept"]["summary"].startswith("not measured: a side has a single label")
+    assert facts["findings"]["concept"]["summary"].startswith("not measured: a side has a single label with 5")
 
 
 def test_equal_tables_are_said_to_be_equal(measured):

@@ -20,16 +20,16 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     if source.labels is None or target.labels is None:
         missing = " and ".join(n for n, s in (("source", source), ("target", target)) if s.labels is None)
         return Finding(f"not measured: the {missing} has no labels", "", apart=False)
-    counts = [np.unique(labels, return_counts=True)[1] for labels in (source.labels, target.labels)]
-    if any(len(few) < 2 or few.min() < FOLDS for few in counts):
-        return Finding(f"not measured: a side has a single label, or one with fewer than {FOLDS} rows", "", apart=False)
     layer = source.states.shape[1] * 2 // 3
-    a, b = source.states[:, layer], target.states[:, layer]
-    own = _held_out(b, target.labels, seed)
-    theirs = _probe().fit(a, source.labels).predict(b)
-    right_own, right = own == target.labels, theirs == target.labels
-    within = float((_held_out(a, source.labels, seed) == source.labels).mean())
-    classes = len(np.unique(np.concatenate([source.labels, target.labels])))
+    a, of_a = _frequent(source.states[:, layer], source.labels)
+    b, of_b = _frequent(target.states[:, layer], target.labels)
+    if min(len(np.unique(of_a)), len(np.unique(of_b))) < 2:
+        return Finding(f"not measured: a side has a single label with {FOLDS} rows or more", "", apart=False)
+    own = _held_out(b, of_b, seed)
+    theirs = _probe().fit(a, of_a).predict(b)
+    right_own, right = own == of_b, theirs == of_b
+    within = float((_held_out(a, of_a, seed) == of_a).mean())
+    classes = len(np.unique(np.concatenate([of_a, of_b])))
     # below what guessing would give: the source's labels point the wrong way
     turned = float(right.mean()) < 1 / classes - 2 * float(np.sqrt(0.25 / len(right)))
     overlap = _where_alike(a, b, seed)
@@ -54,6 +54,13 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
             "rows_alike": int(overlap.sum()),
         },
     )
+
+
+def _frequent(states: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of those labels that every fold has."""
+    names, counts = np.unique(labels, return_counts=True)
+    rows = np.isin(labels, names[counts >= FOLDS])
+    return states[rows], labels[rows]
 
 
 def _probe():  # noqa: ANN202
