@@ -37,6 +37,7 @@ NEIGHBOURS = 200  # target rows of like length among which each is drawn
 # training has failed if after the share EARLY of it every text gets one label for PATIENCE steps, or the running
 # accuracy of the discriminator was never TOLD
 EARLY, PATIENCE, TOLD = 0.3, 20, 0.55
+DISCRIMINATOR_RATE = 1e-3  # it begins with random weights: at a fine-tuning's rate it would not learn in time
 
 
 @dataclass
@@ -266,7 +267,7 @@ def with_target(setup: Setup, target: Dataset) -> Setup:
     return replace(setup, train=concatenate_datasets([setup.train, unlabelled]))
 
 
-def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: float) -> Prepared:
+def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: float, learning_rate: float) -> Prepared:
     """Wrap what a method prepared, so that it is trained with an alignment to the target.
 
     Args:
@@ -275,6 +276,7 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
         alignment: module of `hf_transfer.alignment`.
         args: its arguments.
         weight: of the alignment.
+        learning_rate: of the training; discriminators have DISCRIMINATOR_RATE, if that is more.
 
     Raises:
         UserError: a weight below 0, or an alignment that reads words with a method that doesn't.
@@ -301,11 +303,16 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
         def collate_target(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             return padded([loss.hide(row) for row in rows], pad)
 
+    faster = {
+        f"{name}.{own}": max(1.0, DISCRIMINATOR_RATE / learning_rate)
+        for name, module in wrapped.named_modules() if isinstance(module, Discriminator)
+        for own, _ in module.named_parameters()
+    }  # fmt: skip
     return replace(
         prepared,
         model=wrapped,
         callbacks=callbacks,
-        lr_scale={f"model.{name}": scale for name, scale in prepared.lr_scale.items()},
+        lr_scale={f"model.{name}": scale for name, scale in prepared.lr_scale.items()} | faster,
         inputs=replace(
             inputs,
             train=source,

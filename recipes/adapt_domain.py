@@ -59,7 +59,9 @@ def main(argv: list[str] | None = None) -> Run:
         return arguments.method_module.prepare(setup, arguments.method)
 
     def together(prepared: Prepared, setup: Setup) -> Prepared:
-        return align(prepared, setup, chosen, how[1], how[0].alignment_weight) if chosen else prepared
+        if chosen is None:
+            return prepared
+        return align(prepared, setup, chosen, how[1], how[0].alignment_weight, arguments.train.learning_rate)
 
     with begin(arguments) as job:
         set_seed(arguments.train.seed)

@@ -14,11 +14,12 @@ from scipy.optimize import linprog
 from transformers import AutoModel, pipeline
 from warm import launch
 
-from hf_transfer import alignment, tasks
+from hf_transfer import aligned, alignment, tasks
 from hf_transfer.aligned import PREFIX, Aligned, PairCollator, Progress
 from hf_transfer.alignment import Batch, coral, jdot, mmd
 from hf_transfer.alignment._adversary import strength
 from hf_transfer.errors import UserError
+from hf_transfer.methods import Prepared, Setup, as_it_is
 
 ALIGNMENTS = [
     "cdan",
@@ -347,6 +348,26 @@ def test_a_loss_that_is_no_number_spoils_nothing(command, tiny, tmp_path, monkey
     assert len(steps) == 2
     assert run.choices["alignment_stopped"].startswith("after 2 steps: the alignment's loss is no number")
     assert np.isfinite(run.metrics["target_test"]["loss"])
+
+
+@pytest.mark.parametrize(("rate", "factor"), [(5e-5, 20.0), (5e-3, 1.0)])
+@pytest.mark.parametrize("name", ["cdan", "dann"])
+def test_a_discriminator_learns_faster_than_a_pretrained_encoder(name, rate, factor, grid):
+    import datasets
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(grid / "model", num_labels=2)
+    rows = datasets.load_from_disk(grid / "train")
+    setup = aligned.with_target(
+        Setup(None, rows, rows.select([]), None, "fp32", None, 0), rows.remove_columns("labels")
+    )
+    chosen = alignment.load(name)
+    done = aligned.align(
+        Prepared(model, as_it_is, lr_scale={"bert.x": 0.5}), setup, chosen, chosen.Arguments(), 1.0, rate
+    )
+    own = {key for key, _ in done.model.named_parameters() if key.startswith("alignment.")}
+    assert len(own) == 4
+    assert done.lr_scale == {"model.bert.x": 0.5} | dict.fromkeys(own, pytest.approx(factor))
 
 
 def test_a_healthy_training_is_not_stopped(tiny):
