@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
 SCREENING = 0.25  # of the epochs that the last rung has
-SHARES = (0.5, 0.25)  # of what a method trains for, where all of it does not fit
+SHARES = (0.75, 0.5, 0.25)  # of what a method trains for, where all of it does not fit
 TEACHERS, PAIRED = 2, 2.0  # models that label the pool; a source and a target batch in each step
 PRETRAINING_EPOCHS, VOCABULARY = 4, 1.5  # the latter: a step with a head over all words, against one without
 BATCH, STEPS = 16, 3  # of what is timed

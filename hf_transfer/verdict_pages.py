@@ -82,6 +82,9 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     if few := [name for name, seeds in trained.items() if seeds < facts["seeds"]]:
         out.append(f"Fewer seeds than the others: {', '.join(few)}; another seed may move them as far as it moves the "
                    "others.")  # fmt: skip
+    if (share := facts["time"]["plan"]["share"]) < 1:
+        out.append(f"The budget left room for {share:.0%} of the epochs that a method has by itself: what learns "
+                   "by epochs may be better than it looks here; a larger --budget tells.")  # fmt: skip
     if facts["seeds"] == 1:
         out.append("Every arm was trained once: this is about these models, another seed may give others.")
     if not facts["target_labels"]:

@@ -153,6 +153,7 @@ def test_pages_hold_everything_and_ask_for_nothing(done):
     page.feed((where / "verdict.html").read_text())
     assert not page.outside
     markdown = (where / "verdict.md").read_text()
+    assert "The budget left room" not in markdown
     for one in facts["candidates"]:
         assert any(word.startswith(one["name"]) for word in page.words)
         assert f"| {one['name']}" in markdown
@@ -374,6 +375,7 @@ def test_without_target_labels_and_with_screening(folder, tmp_path, monkeypatch)
     assert [test["domain"] for test in facts["estimates"]["backtests"]] == ["other"]
     markdown = (where / "verdict.md").read_text()
     assert "There are no target labels to test on" in markdown
+    assert "The budget left room for 25% of the epochs" in markdown, "as the plan says"
     assert "Back-test on other: the recommended arm was" in markdown
 
 
