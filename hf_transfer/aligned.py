@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from hf_transfer.alignment import Batch, udalm
 from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.errors import UserError
-from hf_transfer.features import from_first_process, in_any_process
+from hf_transfer.features import from_any_process, from_first_process
 from hf_transfer.methods import NO_LABEL
 from hf_transfer.objectives import padded
 
@@ -201,14 +201,14 @@ class Progress(TrainerCallback):
             self.running += 0.1 * (discriminator.accuracy - self.running)
             self.told = max(self.told, self.running)
         why = ""
-        if in_any_process(self.aligned.failed):
+        if self.aligned.failed:
             why = "the alignment's loss is no number; lower --alignment_weight or --learning_rate"
         elif progress > EARLY and self.same >= PATIENCE:
             why = f"for {PATIENCE} steps every text was given one label; lower --alignment_weight"
         elif progress > EARLY and self.discriminators and self.told < TOLD:
             why = ("the discriminator has never told the domains apart, so there is nothing to align; look at "
                    "hf-transfer gap, or raise --learning_rate")  # fmt: skip
-        why = from_first_process(why)  # all stop at the same step: one that went on would wait for the others forever
+        why = from_any_process(why)  # all stop at the same step: one that went on would wait for the others forever
         if why and not control.should_training_stop:
             control.should_training_stop = True
             self.choices["alignment_stopped"] = f"after {state.global_step} steps: {why}"

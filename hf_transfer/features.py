@@ -187,15 +187,15 @@ def from_first_process(value: Any) -> Any:
     return box[0]
 
 
-def in_any_process(flag: bool) -> bool:
-    """Return whether `flag` is True in one of several processes."""
+def from_any_process(words: str) -> str:
+    """Return what the first of several processes says that says anything."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
-        return flag
-    flags: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(flags, flag)
-    return any(flags)
+        return words
+    said: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(said, words)
+    return next(filter(None, said), "")
 
 
 def token_states(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hf_transfer.results import Run
 
 PIECE = 256  # texts between two moves of the bar
-MOVED = 0.1  # total variation of two mixes of labels; EM errs by that much between domains that have the same
+MOVED = 0.1  # total variation of two mixes of labels; a guess: less may be EM's error where texts differ, not labels
 
 
 @dataclass(frozen=True)
