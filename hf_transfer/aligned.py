@@ -6,11 +6,13 @@ Trainer trains it: every batch, of every process, is given target rows by the co
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from hf_transfer.errors import UserError
 from hf_transfer.features import from_any_process, from_first_process
 from hf_transfer.methods import NO_LABEL
 from hf_transfer.objectives import padded
+from hf_transfer.results import write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,9 +37,11 @@ PREFIX = "target_"
 SOURCE_LABELS = "source_labels"
 HELD_OUT = 0.1  # share of the target's texts whose masked words help to choose the checkpoint
 NEIGHBOURS = 200  # target rows of like length among which each is drawn
-# training has failed if after the share EARLY of it every text gets one label for PATIENCE steps, or the running
-# accuracy of the discriminator was never TOLD
-EARLY, PATIENCE, TOLD = 0.3, 20, 0.55
+# training has failed if after the share EARLY of it every text gets one label for PATIENCE steps, or what the
+# discriminator told right was never TOLD standard errors more than chance
+EARLY, PATIENCE, TOLD = 0.3, 20, 4.0
+STOPPED, MIXED = "alignment_stopped", "mixed_losses"  # in run.json
+WATCHED = "alignment.json"  # in a checkpoint: what `Progress` has seen until then
 DISCRIMINATOR_RATE = 1e-3  # it begins with random weights: at a fine-tuning's rate it would not learn in time
 
 
@@ -62,7 +67,7 @@ class Aligned(nn.Module):
         super().__init__()
         self.model, self.alignment, self.weight = model, alignment, weight
         self.config = model.config
-        self.progress, self.labels_given, self.failed = 0.0, 0, False
+        self.progress, self.one_label, self.failed = 0.0, False, False
         self.seen: list[torch.Tensor] = []
         last_linear(model).register_forward_pre_hook(self._see)
 
@@ -70,6 +75,10 @@ class Aligned(nn.Module):
         """Return what trains: the rest is as it was loaded, and PEFT's second view of a weight could not be saved."""
         moving = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in moving}
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Do what `--activation_checkpointing` asks for."""
+        self.model.activation_checkpointing_enable(**options)
 
     def _see(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if self.training:
@@ -95,11 +104,15 @@ class Aligned(nn.Module):
         self.seen.clear()
         source = Batch(features[0], logits[0], source_labels)
         target = Batch(features[1], logits[1], None, states[0], words)
-        penalty = self.weight * self.alignment(source, target, self.progress)
+        # distances and covariances are differences of large numbers: 16 bits, as the encoder's, would lose them
+        exactly = torch.autocast(logits[0].device.type, enabled=False) if words is None else nullcontext()
+        with exactly:
+            penalty = self.weight * self.alignment(source, target, self.progress)
         if not math.isfinite(float(penalty.detach())):  # `Progress` ends it; the step must not spoil the weights
             self.failed = True
-            penalty = torch.zeros_like(penalty) + sum(0.0 * p.sum() for p in self.alignment.parameters())
-        self.labels_given = len(torch.cat(logits).argmax(-1).unique())
+            penalty = torch.zeros_like(penalty) + sum(0.0 * p.nan_to_num().sum() for p in self.alignment.parameters())
+        if source_labels is not None and len(source_labels[source_labels >= 0].unique()) > 1:
+            self.one_label = len(torch.cat(logits).argmax(-1).unique()) == 1
         return {"logits": logits[0], "penalty": penalty}
 
 
@@ -185,9 +198,25 @@ class Progress(TrainerCallback):
 
     def __init__(self, aligned: Aligned, choices: dict[str, Any]) -> None:
         self.aligned, self.choices = aligned, choices
-        self.same, self.told = 0, 0.5  # steps with one label only; the discriminator's best running accuracy
-        self.running = 0.5
-        self.discriminators = [m for m in aligned.alignment.modules() if isinstance(m, Discriminator)]
+        # steps with one label only; rows that the discriminator was shown and told right; whether it ever could
+        self.seen: dict[str, Any] = {"same": 0, "shown": 0, "right": 0.0, "told": False}
+        learns = aligned.weight > 0
+        self.discriminators = [m for m in aligned.alignment.modules() if learns and isinstance(m, Discriminator)]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Go on from what was seen until the checkpoint."""
+        file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / WATCHED
+        if file.is_file():
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            self.seen = kept["seen"]
+            self.choices.update(kept["choices"])
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep what was seen beside the weights."""
+        if state.is_world_process_zero:
+            choices = {name: self.choices[name] for name in (STOPPED, MIXED) if name in self.choices}
+            file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / WATCHED
+            write_atomically(file, json.dumps({"seen": self.seen, "choices": choices}))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the share of training that is done."""
@@ -195,23 +224,27 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look for collapse."""
-        progress = self.aligned.progress
-        self.same = self.same + 1 if self.aligned.labels_given == 1 else 0
+        if STOPPED in self.choices:  # before it was killed
+            control.should_training_stop = True
+            return
+        seen, progress = self.seen, self.aligned.progress
+        seen["same"] = seen["same"] + 1 if self.aligned.one_label else 0
         for discriminator in self.discriminators:
-            self.running += 0.1 * (discriminator.accuracy - self.running)
-            self.told = max(self.told, self.running)
+            seen["shown"] += discriminator.rows
+            seen["right"] += discriminator.accuracy * discriminator.rows
+            seen["told"] |= seen["right"] > seen["shown"] / 2 + TOLD * math.sqrt(seen["shown"] / 4)
         why = ""
         if self.aligned.failed:
             why = "the alignment's loss is no number; lower --alignment_weight or --learning_rate"
-        elif progress > EARLY and self.same >= PATIENCE:
+        elif progress > EARLY and seen["same"] >= PATIENCE:
             why = f"for {PATIENCE} steps every text was given one label; lower --alignment_weight"
-        elif progress > EARLY and self.discriminators and self.told < TOLD:
+        elif progress > EARLY and self.discriminators and not seen["told"]:
             why = ("the discriminator has never told the domains apart, so there is nothing to align; look at "
                    "hf-transfer gap, or raise --learning_rate")  # fmt: skip
         why = from_any_process(why)  # all stop at the same step: one that went on would wait for the others forever
         if why and not control.should_training_stop:
             control.should_training_stop = True
-            self.choices["alignment_stopped"] = f"after {state.global_step} steps: {why}"
+            self.choices[STOPPED] = f"after {state.global_step} steps: {why}"
             best = args.load_best_model_at_end and state.best_model_checkpoint
             kept = "the best checkpoint is kept" if best else "the last weights are kept"
             if state.is_world_process_zero:
@@ -239,7 +272,7 @@ class MixedLoss(TrainerCallback):
         """Add `eval_mixed_loss` to what the Trainer has measured."""
         size = args.per_device_eval_batch_size
         value = from_first_process(self._measure(size) if state.is_world_process_zero else None)
-        self.choices.setdefault("mixed_losses", []).append([metrics["eval_loss"], value])
+        self.choices.setdefault(MIXED, []).append([metrics["eval_loss"], value])
         metrics["eval_mixed_loss"] = metrics["eval_loss"] + self.aligned.weight * value
 
     def _measure(self, size: int) -> float:
@@ -267,7 +300,7 @@ def with_target(setup: Setup, target: Dataset) -> Setup:
     return replace(setup, train=concatenate_datasets([setup.train, unlabelled]))
 
 
-def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: float, learning_rate: float) -> Prepared:
+def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: float) -> Prepared:
     """Wrap what a method prepared, so that it is trained with an alignment to the target.
 
     Args:
@@ -276,7 +309,6 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
         alignment: module of `hf_transfer.alignment`.
         args: its arguments.
         weight: of the alignment.
-        learning_rate: of the training; discriminators have DISCRIMINATOR_RATE, if that is more.
 
     Raises:
         UserError: a weight below 0, or an alignment that reads words with a method that doesn't.
@@ -304,7 +336,7 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
             return padded([loss.hide(row) for row in rows], pad)
 
     faster = {
-        f"{name}.{own}": max(1.0, DISCRIMINATOR_RATE / learning_rate)
+        f"{name}.{own}": DISCRIMINATOR_RATE
         for name, module in wrapped.named_modules() if isinstance(module, Discriminator)
         for own, _ in module.named_parameters()
     }  # fmt: skip
@@ -312,7 +344,8 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
         prepared,
         model=wrapped,
         callbacks=callbacks,
-        lr_scale={f"model.{name}": scale for name, scale in prepared.lr_scale.items()} | faster,
+        lr_scale={f"model.{name}": scale for name, scale in prepared.lr_scale.items()},
+        lr_least=faster,
         inputs=replace(
             inputs,
             train=source,

@@ -63,8 +63,7 @@ def fit(
     if not trainable:
         return []
     trainer = make_trainer(prepared, setup, task, arguments, partial / "checkpoints", meter)
-    if prepared.lr_scale:
-        scale_learning_rates(trainer, prepared.lr_scale)
+    set_learning_rates(trainer, prepared)
     before = {name: torch.hash_tensor(p.detach().cpu()) for name, p in trainable.items()}
     checkpoint = last_whole_checkpoint(partial / "checkpoints") if arguments.train.resume else None
     hooks = pass_weights_on(prepared.model) if setup.sample_weights is not None else []
@@ -78,7 +77,8 @@ def fit(
         result.training_loss,
         *(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry),
     ]
-    if not np.isfinite(losses).all():
+    whole = all(p.isfinite().all() for p in trainable.values())
+    if not np.isfinite(losses).all() and not (prepared.choices.get("alignment_stopped") and whole):
         shutil.rmtree(partial, ignore_errors=True)  # resuming would bring no better
         raise UserError("the training or validation loss became infinite or nan; lower --learning_rate "
                         f"(it was {arguments.train.learning_rate}) or use --precision fp32.")  # fmt: skip
@@ -222,14 +222,18 @@ def _fill_up(train: Dataset, arguments: Arguments) -> Dataset:
     return concatenate_datasets([train, shortest.map(lambda row: {"labels": -100})])
 
 
-def scale_learning_rates(trainer: Any, lr_scale: dict[str, float]) -> None:
-    """Split the Trainer's own parameter groups by learning-rate factor."""
+def set_learning_rates(trainer: Any, prepared: Prepared) -> None:
+    """Split the Trainer's own parameter groups by learning rate, where `prepared` asks for several."""
+    if not (prepared.lr_scale or prepared.lr_least):
+        return
     optimizer = trainer.create_optimizer()
     name_of = {id(p): name for name, p in trainer.model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
-        by_scale: dict[float, list[Any]] = {}
+        by_rate: dict[float, list[Any]] = {}
         for parameter in group["params"]:
-            by_scale.setdefault(lr_scale.get(name_of[id(parameter)], 1.0), []).append(parameter)
-        groups += [{**group, "params": some, "lr": group["lr"] * scale} for scale, some in by_scale.items()]
+            name = name_of[id(parameter)]
+            rate = max(group["lr"] * prepared.lr_scale.get(name, 1.0), prepared.lr_least.get(name, 0.0))
+            by_rate.setdefault(rate, []).append(parameter)
+        groups += [{**group, "params": some, "lr": rate} for rate, some in by_rate.items()]
     optimizer.param_groups[:] = groups

@@ -20,7 +20,7 @@ from hf_transfer.arguments import Arguments
 from hf_transfer.errors import UserError
 from hf_transfer.features import from_first_process
 from hf_transfer.methods import Prepared, Setup
-from hf_transfer.training import make_trainer, note_start, pass_weights_on, scale_learning_rates
+from hf_transfer.training import make_trainer, note_start, pass_weights_on, set_learning_rates
 
 if TYPE_CHECKING:
     from hf_transfer.begin import Job
@@ -206,9 +206,8 @@ def _try(job: Job, setup: Setup, prepare: Callable[[Setup], Prepared], space: Sp
         values = {"learning_rate": trial.suggest_float("learning_rate", *space.learning_rate, log=True)}
         if space.num_train_epochs:
             values["num_train_epochs"] = trial.suggest_categorical("num_train_epochs", space.num_train_epochs)
-        if prepared.lr_scale:  # the optimiser can't be made before, and the Trainer would make it without the factors
-            trainer.args.learning_rate = values["learning_rate"]
-            scale_learning_rates(trainer, prepared.lr_scale)
+        trainer.args.learning_rate = values["learning_rate"]
+        set_learning_rates(trainer, prepared)  # here: the optimiser can't be made before
         return values
 
     if own.sample_weights is not None:

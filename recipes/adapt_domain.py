@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> Run:
     def together(prepared: Prepared, setup: Setup) -> Prepared:
         if chosen is None:
             return prepared
-        return align(prepared, setup, chosen, how[1], how[0].alignment_weight, arguments.train.learning_rate)
+        return align(prepared, setup, chosen, how[1], how[0].alignment_weight)
 
     with begin(arguments) as job:
         set_seed(arguments.train.seed)

@@ -20,6 +20,7 @@ from hf_transfer.alignment import Batch, coral, jdot, mmd
 from hf_transfer.alignment._adversary import strength
 from hf_transfer.errors import UserError
 from hf_transfer.methods import Prepared, Setup, as_it_is
+from hf_transfer.training import set_learning_rates
 
 ALIGNMENTS = [
     "cdan",
@@ -294,37 +295,51 @@ def test_the_whole_recipe(name, method, command, tiny, tmp_path):
 class Fake:
     """What the Trainer tells callbacks."""
 
-    def __init__(self, step=0, steps=100):
+    def __init__(self, step=0, steps=100, folder="nowhere"):
         self.global_step, self.max_steps, self.is_world_process_zero = step, steps, True
         self.should_training_stop, self.best_model_checkpoint = False, "checkpoint-1" if step > 20 else None
-        self.load_best_model_at_end = True
+        self.load_best_model_at_end, self.output_dir = True, folder
+
+
+@pytest.fixture
+def watched(tiny):
+    """A model that is aligned by dann, and what watches it; neither is trained."""
+    from transformers import AutoModelForSequenceClassification
+
+    def build_both(choices, weight=1.0):
+        model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
+        both = Aligned(model, build("dann", 32), weight)
+        return both, Progress(both, choices)
+
+    return build_both
+
+
+def watch(both, callback, accuracies, *, first=0, steps=100, rows=32, one_label=False):
+    """Tell the callback of steps whose discriminator was right that often; returns the step that was the last."""
+    for step, accuracy in enumerate(accuracies, first):
+        now, control = Fake(step, steps), Fake()
+        callback.on_step_begin(now, now, control)
+        both.one_label = one_label
+        both.alignment.discriminator.accuracy, both.alignment.discriminator.rows = accuracy, rows
+        callback.on_step_end(now, now, control)
+        if control.should_training_stop:
+            return step
+    return None
 
 
 COLLAPSES = {
-    "no number": (lambda a: setattr(a, "failed", True), 1, "is no number"),
-    "one label": (lambda a: setattr(a, "labels_given", 1), 31, "one label"),
-    "blind": (lambda a: setattr(a.alignment.discriminator, "accuracy", 0.5), 31, "never told the domains apart"),
+    "no number": ({"accuracies": [0.8] * 100}, 1, "is no number"),
+    "one label": ({"accuracies": [0.8] * 100, "one_label": True}, 31, "one label"),
+    "blind": ({"accuracies": [0.5] * 100}, 31, "never told the domains apart"),
 }
 
 
 @pytest.mark.parametrize("kind", COLLAPSES)
-def test_collapse_stops_and_says_why(kind, tiny, capsys):
-    from transformers import AutoModelForSequenceClassification
-
-    spoil, first, said = COLLAPSES[kind]
-    model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
-    aligned, choices = Aligned(model, build("dann", 32), 1.0), {}
-    callback = Progress(aligned, choices)
-    stopped = None
-    for step in range(100):
-        now, control = Fake(step), Fake()
-        callback.on_step_begin(now, now, control)
-        aligned.labels_given, aligned.alignment.discriminator.accuracy = 2, 0.8
-        spoil(aligned)
-        callback.on_step_end(now, now, control)
-        if control.should_training_stop:
-            stopped = step
-            break
+def test_collapse_stops_and_says_why(kind, watched, capsys):
+    steps, first, said = COLLAPSES[kind]
+    both, callback = watched(choices := {})
+    both.failed = kind == "no number"
+    stopped = watch(both, callback, **steps)
     assert stopped is not None
     assert stopped <= first
     assert said in choices["alignment_stopped"]
@@ -332,56 +347,100 @@ def test_collapse_stops_and_says_why(kind, tiny, capsys):
     assert kept in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("rows", [16, 32])
+def test_a_discriminator_that_guesses_is_found_out_and_one_that_knows_a_little_is_not(rows, watched):
+    both, _ = watched({})
+    rng, guessed, knew = np.random.default_rng(0), 0, 0
+    for _ in range(50):
+        guessed += watch(both, Progress(both, {}), rng.binomial(rows, 0.5, 300) / rows, steps=300, rows=rows) == 91
+        knew += watch(both, Progress(both, {}), rng.binomial(rows, 0.6, 120) / rows, steps=300, rows=rows) is None
+    assert guessed >= 49
+    assert knew == 50
+
+
+def test_an_alignment_of_no_weight_has_no_discriminator_to_watch(watched):
+    assert watch(*watched({}, weight=0.0), [0.5] * 100) is None
+
+
+def test_what_was_watched_goes_on_from_a_checkpoint(watched, tmp_path):
+    """A discriminator that told the domains apart early, and is blind since, was not blind always."""
+    (tmp_path / "checkpoint-50").mkdir()
+    both, callback = watched(kept := {"mixed_losses": [[0.5, 1.0]]})
+    assert watch(both, callback, [0.8] * 50) is None
+    callback.on_save(now := Fake(50, folder=str(tmp_path)), now, None)
+    for folder, end in ((tmp_path, None), (tmp_path / "lost", 50)):
+        both, callback = watched(choices := {})
+        callback.on_train_begin(now := Fake(50, folder=str(folder)), now, None)
+        assert choices == (kept if end is None else {})
+        assert watch(both, callback, [0.5] * 50, first=50) == end
+    callback.on_save(now := Fake(50, folder=str(tmp_path)), now, None)
+    again, callback = watched(choices := {})
+    callback.on_train_begin(now, now, None)
+    assert "never told" in choices["alignment_stopped"]
+    assert watch(again, callback, [0.9] * 50, first=50) == 50, "what was stopped stays so"
+
+
+def test_rows_of_one_label_are_no_collapse(watched):
+    both, _ = watched({})
+    both.train()
+    inputs = {"input_ids": torch.ones(4, 3, dtype=torch.long), "attention_mask": torch.ones(4, 3, dtype=torch.long)}
+    inputs |= {f"{PREFIX}{name}": value for name, value in inputs.items()}
+    both(**inputs, source_labels=torch.tensor([1, 1, 1, -100]))
+    assert not both.one_label
+    both(**inputs, source_labels=torch.tensor([1, 0, 1, -100]))
+    assert both.one_label
+
+
 @pytest.mark.recipe
-def test_a_loss_that_is_no_number_spoils_nothing(command, tiny, tmp_path, monkeypatch):
-    """Training ends, with the reason in run.json and weights that are whole."""
-    losses = coral.Coral
-    forward, steps = losses.forward, []
+@pytest.mark.parametrize("spoiled", ["alignment", "encoder"])
+def test_what_is_no_number_spoils_nothing(spoiled, command, tiny, tmp_path, monkeypatch):
+    """Training ends, with the reason in run.json and weights that are whole: the best checkpoint's, if they are not."""
+    steps, when = [], 2 if spoiled == "alignment" else 6
 
-    def spoiled(self, source, target, progress):
+    def forward(self, source, target, progress, before=coral.Coral.forward):
         steps.append(progress)
-        value = forward(self, source, target, progress)
-        return value * float("nan") if len(steps) == 2 else value
+        if len(steps) == when and spoiled == "encoder":
+            source.features.register_hook(lambda gradient: gradient * float("nan"))
+            return before(self, source, target, progress)
+        value = before(self, source, target, progress)
+        return value * float("nan") if len(steps) == when else value
 
-    monkeypatch.setattr(losses, "forward", spoiled)
-    run = conftest.load_recipe("adapt_domain")([*command(tiny, tmp_path / "run"), "--alignment", "coral"])
-    assert len(steps) == 2
-    assert run.choices["alignment_stopped"].startswith("after 2 steps: the alignment's loss is no number")
+    monkeypatch.setattr(coral.Coral, "forward", forward)
+    run = conftest.load_recipe("adapt_domain")([*command(tiny, tmp_path / "run"), "--alignment", "coral",
+                                                "--num_train_epochs", "3", "--eval_strategy", "steps", "--eval_steps",
+                                                "2", "--save_strategy", "steps", "--save_steps", "2"])  # fmt: skip
+    assert len(steps) == when + (spoiled == "encoder"), "the step after shows it"
+    assert run.choices["alignment_stopped"].startswith(f"after {len(steps)} steps: the alignment's loss is no number")
     assert np.isfinite(run.metrics["target_test"]["loss"])
 
 
-@pytest.mark.parametrize(("rate", "factor"), [(5e-5, 20.0), (5e-3, 1.0)])
+@pytest.mark.parametrize("rate", [5e-5, 5e-3])
 @pytest.mark.parametrize("name", ["cdan", "dann"])
-def test_a_discriminator_learns_faster_than_a_pretrained_encoder(name, rate, factor, grid):
+def test_a_discriminator_learns_faster_than_a_pretrained_encoder(name, rate, grid):
     import datasets
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
     model = AutoModelForSequenceClassification.from_pretrained(grid / "model", num_labels=2)
     rows = datasets.load_from_disk(grid / "train")
     setup = aligned.with_target(
         Setup(None, rows, rows.select([]), None, "fp32", None, 0), rows.remove_columns("labels")
     )
-    chosen = alignment.load(name)
-    done = aligned.align(
-        Prepared(model, as_it_is, lr_scale={"bert.x": 0.5}), setup, chosen, chosen.Arguments(), 1.0, rate
-    )
-    own = {key for key, _ in done.model.named_parameters() if key.startswith("alignment.")}
-    assert len(own) == 4
-    assert done.lr_scale == {"model.bert.x": 0.5} | dict.fromkeys(own, pytest.approx(factor))
+    chosen, slow = alignment.load(name), "bert.pooler.dense.weight"
+    done = aligned.align(Prepared(model, as_it_is, lr_scale={slow: 0.5}), setup, chosen, chosen.Arguments(), 1.0)
+    trainer = Trainer(done.model, TrainingArguments(str(grid / "rates"), learning_rate=rate, use_cpu=True))
+    set_learning_rates(trainer, done)
+    name_of = {id(p): name for name, p in done.model.named_parameters()}
+    rates = {name_of[id(p)]: group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == set(name_of.values())
+    assert rates.pop(f"model.{slow}") == pytest.approx(rate / 2)
+    own = [rates.pop(name) for name in list(rates) if name.startswith("alignment.")]
+    assert own == [pytest.approx(max(rate, 1e-3))] * 4
+    assert set(rates.values()) == {rate}
 
 
-def test_a_healthy_training_is_not_stopped(tiny):
-    from transformers import AutoModelForSequenceClassification
-
-    model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
-    aligned, choices = Aligned(model, build("dann", 32), 1.0), {}
-    callback, control = Progress(aligned, choices), Fake()
-    for step in range(100):
-        callback.on_step_begin(None, Fake(step), control)
-        aligned.labels_given = 1 + step % 2  # a batch of one label now and then
-        aligned.alignment.discriminator.accuracy = 0.8 if step < 50 else 0.5  # aligned in the end
-        callback.on_step_end(None, Fake(step), control)
-    assert not control.should_training_stop
+def test_a_healthy_training_is_not_stopped(watched):
+    both, callback = watched(choices := {})
+    assert watch(both, callback, [0.8] * 50 + [0.5] * 50) is None, "aligned in the end"
     assert choices == {}
 
 

@@ -90,7 +90,7 @@ class World:
             raise KeyboardInterrupt
 
         with self.patch.context() as patch:
-            patch.setattr(training, "scale_learning_rates", killed)
+            patch.setattr(training, "set_learning_rates", killed)
             with pytest.raises(KeyboardInterrupt):
                 recipe(self.argv(method="partial", layer_lr_decay=0.9, **flags))
         assert self.out.with_name("out.partial").is_dir()

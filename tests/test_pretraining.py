@@ -33,6 +33,7 @@ from hf_transfer.pretraining import (
     learn_new,
     read_pool,
 )
+from hf_transfer.results import load_run
 from hf_transfer.rewriting import own_words, places, rewrite
 from hf_transfer.tasks.text_classification import encode
 from hf_transfer.training import fit
@@ -393,7 +394,7 @@ def udalm_on(model, rows=40):
     ])  # fmt: skip
     setup = Setup(loaded, train, train.select(range(8)), task.collator(loaded.tokenizer), "fp32", None, 0)
     own = alignment.load("udalm")
-    return align(Prepared(loaded.model, as_it_is), setup, own, own.Arguments(), 1.0, 1e-3), setup
+    return align(Prepared(loaded.model, as_it_is), setup, own, own.Arguments(), 1.0), setup
 
 
 def test_target_rows_teach_the_trunk_by_their_words_alone(dapt):
@@ -504,12 +505,15 @@ def test_the_mixed_loss_is_that_of_held_out_words(dapt):
 
 @pytest.fixture
 def adapt(texts, tables, tmp_path):
-    def run(model, *more):
+    def run(model, *more, processes=1):
         argv = ["--model", str(model), "--source", str(tables["source"]), "--target", str(tables["target"]),
                 "--target_unlabeled", str(texts), "--alignment", "udalm", "--max_length", "40", "--quiet",
                 "--validation_fraction", "0.2", "--num_train_epochs", "1", "--output_dir", str(tmp_path / "run"),
-                "--max_rows", "150"]  # fmt: skip
-        return conftest.load_recipe("adapt_domain")([*argv, *more])
+                "--max_rows", "150", *more]  # fmt: skip
+        if processes == 1:
+            return conftest.load_recipe("adapt_domain")(argv)
+        launch(processes, "adapt_domain", *argv)
+        return load_run(argv[-1])
 
     return run
 
@@ -523,6 +527,16 @@ def test_udalm_under_every_method_that_reads_words(method, adapt, dapt):
     assert 0 < losses[0] < losses[1] < 10
     assert pipeline("text-classification", str(run.folder))("a text")[0]["label"] in run.label_names
     assert not [key for key in load_file(run.folder / "model.safetensors") if "alignment" in key or "cls" in key]
+
+
+@pytest.mark.recipe
+def test_two_processes_learn_task_and_words_as_one_does(adapt, dapt, tmp_path):
+    batch = "--per_device_train_batch_size"
+    one, two = (adapt(dapt[0], batch, str(16 // processes), "--output_dir", str(tmp_path / str(processes)),
+                      processes=processes) for processes in (1, 2))  # fmt: skip
+    assert two.world_size == 2
+    assert two.history[-1]["step"] == one.history[-1]["step"]
+    assert two.choices["mixed_losses"] == [pytest.approx(one.choices["mixed_losses"][0], rel=0.02)]
 
 
 def test_udalm_needs_words_and_a_head(adapt, dapt, masking, tmp_path):

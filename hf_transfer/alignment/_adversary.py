@@ -36,17 +36,19 @@ class Discriminator(nn.Module):
 
     Attributes:
         accuracy: share of the last batch told right; NaN before the first.
+        rows: of that batch.
     """
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(size, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
-        self.accuracy = math.nan
+        self.accuracy, self.rows = math.nan, 0
 
     def forward(self, source: torch.Tensor, target: torch.Tensor, progress: float) -> torch.Tensor:
         """Return the mean of both domains' cross-entropies (scalar)."""
         scores = [self.layers(_Reverse.apply(one.float(), strength(progress))).squeeze(-1) for one in (source, target)]
-        self.accuracy = float((torch.cat([scores[0] > 0, scores[1] <= 0])).float().mean())
+        right = torch.cat([scores[0] > 0, scores[1] <= 0])
+        self.accuracy, self.rows = float(right.float().mean()), len(right)
         losses = [functional.binary_cross_entropy_with_logits(one, torch.full_like(one, 1.0 - i))
                   for i, one in enumerate(scores)]  # fmt: skip
         return (losses[0] + losses[1]) / 2

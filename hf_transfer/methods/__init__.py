@@ -73,6 +73,7 @@ class Prepared:
         logits: gives those of the training rows and of the validation rows, where the method has their activations.
         head: what a method trained by itself on a frozen encoder; such heads can be averaged.
         keep_adapter: whether a PEFT model's raw adapter is saved too: on the base model it must be the same model.
+        lr_least: parameter name -> least learning rate, whatever that of the rest.
     """
 
     model: nn.Module
@@ -86,6 +87,7 @@ class Prepared:
     logits: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
     head: nn.Module | None = None
     keep_adapter: bool = True
+    lr_least: dict[str, float] = field(default_factory=dict)
 
 
 def as_it_is(model: Any, tokenizer: Any) -> tuple[Any, Any]:
