@@ -23,6 +23,7 @@ def probe_own_pooling(setup: Setup) -> Prepared:
     key = weights_key(model)
     labels, features = np.array(setup.train["labels"][:]), _probed(setup, setup.train, model, final, key)
     known = labels != NO_LABEL
+    assert setup.sample_weights is None or known.all()
     probe = LogisticRegressionCV(
         Cs=[0.01, 0.1, 1.0, 10.0],
         cv=3,
@@ -32,7 +33,7 @@ def probe_own_pooling(setup: Setup) -> Prepared:
         use_legacy_attributes=False,
         l1_ratios=(0.0,),
         scoring="neg_log_loss",
-    ).fit(features[known], labels[known])
+    ).fit(features[known], labels[known], sample_weight=setup.sample_weights)
     coefficients, intercept = torch.from_numpy(probe.coef_), torch.from_numpy(np.atleast_1d(probe.intercept_))
     if classes == 2:
         coefficients, intercept = torch.cat([-coefficients, coefficients]) / 2, torch.cat([-intercept, intercept]) / 2

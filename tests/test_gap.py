@@ -96,6 +96,20 @@ def test_a_target_without_labels(measured):
     assert "read without labels" in text
 
 
+def test_labels_of_other_names(measured):
+    """The same labels by other names are neither another mix nor another concept."""
+    other = [{**row, "label": {"neg": "0", "pos": "1"}[row["label"]]} for row in rows(200, 2)]
+    _, facts = measured(rows(200, 1), other)
+    for name in ("labels", "concept"):
+        said = facts["findings"][name]["summary"]
+        assert said == "not measured: no label in common (neg, pos / 0, 1); name them alike in both tables"
+    mixed = [{**row, "label": "unsure"} if i % 4 == 0 else row for i, row in enumerate(rows(400, 2))]
+    _, facts = measured(rows(400, 1), mixed)
+    assert facts["findings"]["labels"]["apart"]
+    assert not facts["findings"]["concept"]["apart"]
+    assert facts["findings"]["concept"]["numbers"]["target_probe_on_target"] > 0.9
+
+
 @pytest.mark.parametrize("last", ["neg", "pos"])
 def test_labels_too_few_for_a_probe(last, measured):
     target = rows(100, 2, positive=0.0)
@@ -162,9 +176,27 @@ def test_mmd_is_the_unbiased_estimate():
 
 def test_mmd_p_values():
     rng = np.random.default_rng(0)
-    p = [mmd.two_sample_test(rng.normal(size=(30, 4)), rng.normal(size=(30, 4)), seed)[1] for seed in range(60)]
+    p = [mmd.share_as_large(mmd.permuted(rng.normal(size=(30, 4)), rng.normal(size=(30, 4)), seed))
+         for seed in range(60)]  # fmt: skip
     assert scipy.stats.kstest(p, "uniform").pvalue > 0.01, "p is uniform where nothing differs"
-    assert mmd.two_sample_test(rng.normal(size=(30, 4)), rng.normal(1, 1, size=(30, 4)), 0)[1] < 0.01
+    assert mmd.share_as_large(mmd.permuted(rng.normal(size=(30, 4)), rng.normal(1, 1, size=(30, 4)), 0)) < 0.01
+
+
+@pytest.mark.parametrize("layers", [2, 13])
+def test_mmd_of_all_layers_is_one_test(layers):
+    """However deep the model is: equal domains are told apart no oftener, and different ones are."""
+
+    def measured(seed, apart):
+        rng = np.random.default_rng(seed)
+        states = [rng.normal(size=(40, layers, 4)) for _ in range(2)]
+        states[1][:, 1] += apart
+        found = mmd.measure(*(side(states=one) for one in states), seed)
+        assert found.apart == (found.numbers["p"] < 0.01)
+        assert found.numbers["by_layer"][1] == max(found.numbers["by_layer"]) or not apart
+        return found.numbers["p"]
+
+    assert scipy.stats.kstest([measured(seed, 0.0) for seed in range(25)], "uniform").pvalue > 0.01
+    assert [measured(seed, 1.5) for seed in range(3)] == [0.001] * 3
 
 
 def test_proxy_a_distance_from_none_to_all():

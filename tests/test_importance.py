@@ -273,6 +273,16 @@ def test_weights_are_rows_counted_as_often(method, steady, twelve, tmp_path, mon
     assert max(apart.values()) < 0.01 * plain, apart
 
 
+def test_a_probe_weighs_rows_too(twelve, tmp_path):
+    """Every text is there with both labels: only weights say which of them is meant."""
+    decoder, (rows, _, _, validation) = conftest.make_model(tmp_path / "gpt2", "gpt2"), twelve
+    meant = np.where(np.isin(np.arange(12), [0, 3, 4, 7, 8, 11]), 1.9, 0.1)
+    heads = [trained("frozen", decoder, rows, validation, weights, tmp_path / str(i))["score.weight"]
+             for i, weights in enumerate((meant, 2 - meant, np.ones(12)))]  # fmt: skip
+    np.testing.assert_allclose(heads[0], -heads[1], atol=1e-4 * np.abs(heads[0]).max())
+    assert np.abs(heads[2]).max() < 1e-3 * np.abs(heads[0]).max()
+
+
 @pytest.mark.recipe
 def test_two_processes_weigh_the_same_and_learn_the_same(files, steady, tmp_path):
     def argv(name, *more):

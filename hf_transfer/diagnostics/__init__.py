@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_transfer.errors import listed
 from hf_transfer.plugins import load_plugin, plugin_names
 
 if TYPE_CHECKING:
@@ -53,6 +54,18 @@ class Finding:
     advice: str
     apart: bool
     numbers: dict[str, Any] = field(default_factory=dict)
+
+
+def labels_unlike(source: Side, target: Side) -> str:
+    """Say why both sides' labels can't be compared; empty where they can."""
+    if source.labels is None or target.labels is None:
+        missing = " and ".join(n for n, s in (("source", source), ("target", target)) if s.labels is None)
+        return f"not measured: the {missing} has no labels"
+    known = [sorted(map(str, set(labels))) for labels in (source.labels, target.labels)]
+    if not set(known[0]) & set(known[1]):
+        both = f"{listed(known[0])} / {listed(known[1])}"
+        return f"not measured: no label in common ({both}); name them alike in both tables"
+    return ""
 
 
 def names() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_transfer.diagnostics import Finding, Side
+from hf_transfer.diagnostics import Finding, Side, labels_unlike
 
 FOLDS = 5
 FEWEST = 30  # rows alike, below which nothing is said of them
@@ -17,12 +17,14 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     Where the domains look alike, what the source's probe loses against the target's own is no matter of the texts: the
     labels mean something else. So it is where the source's probe is worse than guessing.
     """
-    if source.labels is None or target.labels is None:
-        missing = " and ".join(n for n, s in (("source", source), ("target", target)) if s.labels is None)
-        return Finding(f"not measured: the {missing} has no labels", "", apart=False)
+    if unlike := labels_unlike(source, target):
+        return Finding(unlike, "", apart=False)
+    assert source.labels is not None
+    assert target.labels is not None
     layer = source.states.shape[1] * 2 // 3
-    a, of_a = _frequent(source.states[:, layer], source.labels)
-    b, of_b = _frequent(target.states[:, layer], target.labels)
+    common = np.intersect1d(source.labels, target.labels)
+    a, of_a = _frequent(source.states[:, layer], source.labels, common)
+    b, of_b = _frequent(target.states[:, layer], target.labels, common)
     if min(len(np.unique(of_a)), len(np.unique(of_b))) < 2:
         return Finding(f"not measured: a side has a single label with {FOLDS} rows or more", "", apart=False)
     own = _held_out(b, of_b, seed)
@@ -56,10 +58,10 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     )
 
 
-def _frequent(states: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of those labels that every fold has."""
+def _frequent(states: np.ndarray, labels: np.ndarray, common: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of those of the `common` labels that every fold has."""
     names, counts = np.unique(labels, return_counts=True)
-    rows = np.isin(labels, names[counts >= FOLDS])
+    rows = np.isin(labels, np.intersect1d(names[counts >= FOLDS], common))
     return states[rows], labels[rows]
 
 

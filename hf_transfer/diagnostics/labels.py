@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_transfer.diagnostics import Finding, Side
+from hf_transfer.diagnostics import Finding, Side, labels_unlike
 
 LARGE = 0.05  # total variation from which shares count as different, if the test says so too
 
@@ -13,9 +13,8 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     from scipy.stats import chi2_contingency
 
     sides = {"source": source, "target": target}
-    if any("label" not in side.facts for side in sides.values()):
-        missing = " and ".join(name for name, side in sides.items() if "label" not in side.facts)
-        return Finding(f"not measured: the {missing} has no labels", "", apart=False)
+    if unlike := labels_unlike(source, target):
+        return Finding(unlike, "", apart=False)
     counts = pd.DataFrame({name: side.facts["label"].value_counts() for name, side in sides.items()}).fillna(0)
     shares = counts / counts.sum()
     distance = float((shares["source"] - shares["target"]).abs().sum() / 2)
