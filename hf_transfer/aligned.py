@@ -49,7 +49,9 @@ DISCRIMINATOR_RATE = 1e-3  # it begins with random weights: at a fine-tuning's r
 class AlignmentArguments:
     """How strongly the domains are tied."""
 
-    alignment_weight: float = field(default=1.0, metadata={"help": "Weight of the alignment beside the task's loss."})
+    alignment_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the alignment beside the task's loss; 1, with coral 100."}
+    )
 
 
 class Aligned(nn.Module):
@@ -300,7 +302,7 @@ def with_target(setup: Setup, target: Dataset) -> Setup:
     return replace(setup, train=concatenate_datasets([setup.train, unlabelled]))
 
 
-def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: float) -> Prepared:
+def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: float | None = None) -> Prepared:
     """Wrap what a method prepared, so that it is trained with an alignment to the target.
 
     Args:
@@ -308,11 +310,12 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
         setup: what it was given: see `with_target`.
         alignment: module of `hf_transfer.alignment`.
         args: its arguments.
-        weight: of the alignment.
+        weight: of the alignment; its own default where it is None.
 
     Raises:
         UserError: a weight below 0, or an alignment that reads words with a method that doesn't.
     """
+    weight = getattr(alignment, "WEIGHT", 1.0) if weight is None else weight
     if not 0 <= weight < math.inf:
         raise UserError(f"--alignment_weight is {weight}; it must be 0 or more.")
     if alignment is udalm and prepared.inputs is not None:

@@ -167,11 +167,18 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
             )
         elif tested.any():
             notes.append(f"LEAK: {tested.sum()} unlabelled texts are also target test rows; left out")
-        unlabeled = replace(unlabeled, rows=unlabeled.rows[~tested])
-        if (own := unlabeled.rows["key"].isin(set(source["key"]))).mean() > 0.5:
+        left = unlabeled.rows[~tested]
+        if (own := left["key"].isin(set(source["key"]))).mean() > 0.5:
             notes.append(
                 f"{own.sum()} of {len(own)} unlabelled texts are also source rows: there is nothing to adapt to"
             )
+        held_out = left["key"].isin(set(source.loc[source["split"] != "train", "key"]))
+        if held_out.any():
+            notes.append(f"left out {held_out.sum()} unlabelled texts that are held-out source rows too")
+        again = left["key"].duplicated() & ~held_out
+        if again.any():
+            notes.append(f"left out {again.sum()} unlabelled texts that are there already")
+        unlabeled = replace(unlabeled, rows=left[~held_out & ~again])
         if not problems and len(unlabeled.rows) < FEW_UNLABELED:
             notes.append(f"only {len(unlabeled.rows)} unlabelled texts: {FEW_UNLABELED} or more tell more of a domain")
     if problems:

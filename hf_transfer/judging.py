@@ -67,7 +67,7 @@ def judge(
     from tqdm import tqdm
 
     given = [output.argmax(axis=1) for output in outputs]
-    collapses = [collapsed(output) for output in outputs]
+    collapses = [collapsed(output, one.held_out) for output, one in zip(outputs, finished, strict=True)]
     everybody = range(len(finished))
     candidates = [
         Candidate(

@@ -47,7 +47,7 @@ def train(folder: Path, name: str, method: str, processes: int = 1):
     setup = Setup(loaded, rows, rows.select([]), task.collator(loaded.tokenizer), "fp32", None, seed=0)
     both = aligned.with_target(setup, pool)
     prepared = arguments.method_module.prepare(both, arguments.method)
-    together = aligned.align(prepared, both, chosen, chosen.Arguments(), 1.0)
+    together = aligned.align(prepared, both, chosen, chosen.Arguments())
     history = fit(together, setup, task, arguments, folder / "runs" / f"{name}-{method}.{processes}")
     weights = {key: p.detach().clone() for key, p in prepared.model.named_parameters() if p.requires_grad}
     model, _ = prepared.merge(prepared.model, loaded.tokenizer)

@@ -426,7 +426,7 @@ def test_a_discriminator_learns_faster_than_a_pretrained_encoder(name, rate, gri
         Setup(None, rows, rows.select([]), None, "fp32", None, 0), rows.remove_columns("labels")
     )
     chosen, slow = alignment.load(name), "bert.pooler.dense.weight"
-    done = aligned.align(Prepared(model, as_it_is, lr_scale={slow: 0.5}), setup, chosen, chosen.Arguments(), 1.0)
+    done = aligned.align(Prepared(model, as_it_is, lr_scale={slow: 0.5}), setup, chosen, chosen.Arguments())
     trainer = Trainer(done.model, TrainingArguments(str(grid / "rates"), learning_rate=rate, use_cpu=True))
     set_learning_rates(trainer, done)
     name_of = {id(p): name for name, p in done.model.named_parameters()}

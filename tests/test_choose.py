@@ -109,11 +109,13 @@ def test_a_collapsed_run_has_the_best_entropy_and_density():
     candidate = Candidate(sure, ("",) * 50, NO_ROWS, np.empty((0, 50)))
     assert label_free.load("entropy").measure(candidate, 0).value < 0.01
     assert label_free.load("neighbourhood_density").measure(candidate, 0).value == pytest.approx(np.log(49))
-    assert collapsed(sure) == 0
+    even, rare = (HeldOut(np.empty((100, 2)), np.repeat([0, 1], [100 - n, n])) for n in (50, 4))
+    assert collapsed(sure, NO_ROWS) == collapsed(sure, even) == collapsed(sure, rare) == 0
     sure[0] = [0.2, 0.8]
-    assert collapsed(sure) == 0
+    assert collapsed(sure, NO_ROWS) == collapsed(sure, even) == 0
+    assert collapsed(sure, rare) is None, "2 % of a label that is 4 % of the source"
     sure[1] = [0.2, 0.8]
-    assert collapsed(sure) is None
+    assert collapsed(sure, even) is None
 
 
 def test_thresholded_confidence_is_its_definition():

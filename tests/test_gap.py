@@ -136,7 +136,7 @@ def test_the_command(tiny, tmp_path, capsys):
     main(["gap", "--source", files[0], "--target", files[1], "--model", str(tiny), "--quiet"])
     assert "No difference between the domains is shown" in capsys.readouterr().out
     main(["rank", "--models", str(tiny), "--source", files[0], "--quiet"])
-    assert "Best: layer" in capsys.readouterr().out
+    assert "Best by LogME: layer" in capsys.readouterr().out
     assert sorted(file.name for file in tmp_path.iterdir()) == ["1.jsonl", "2.jsonl"]
 
 
@@ -289,8 +289,9 @@ def test_rank_orders_models_and_layers(tiny, tmp_path):
     text = rank_models([str(tiny)], file, output_dir=str(tmp_path / "out"), quiet=True)
     ranking = json.loads((tmp_path / "out" / "rank.json").read_text())["ranking"]
     assert sorted(row["layer"] for row in ranking) == [1, 2, 3]
-    assert [row["probe"] for row in ranking] == sorted((row["probe"] for row in ranking), reverse=True)
-    assert f"Best: layer {ranking[0]['layer']} of" in text
+    assert [row["logme"] for row in ranking] == sorted((row["logme"] for row in ranking), reverse=True)
+    assert f"Best by LogME: layer {ranking[0]['layer']} of" in text
+    assert ("(at best" in text) == (ranking[0]["probe"] < max(row["probe"] for row in ranking))
     few = str(write_table(tmp_path / "few.jsonl", [*rows(40, 1), *[{"text": f"rare {i}", "label": "x"} for i in "ab"]]))
     with pytest.raises(UserError, match="the rarest has 2 rows in the sample"):
         rank_models([str(tiny)], few, quiet=True)

@@ -394,7 +394,7 @@ def udalm_on(model, rows=40):
     ])  # fmt: skip
     setup = Setup(loaded, train, train.select(range(8)), task.collator(loaded.tokenizer), "fp32", None, 0)
     own = alignment.load("udalm")
-    return align(Prepared(loaded.model, as_it_is), setup, own, own.Arguments(), 1.0), setup
+    return align(Prepared(loaded.model, as_it_is), setup, own, own.Arguments()), setup
 
 
 def test_target_rows_teach_the_trunk_by_their_words_alone(dapt):

@@ -25,7 +25,8 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
                       for label in shares.index)  # fmt: skip
     return Finding(
         summary=f"{shown}; total variation {distance:.2f}, p {p:.2g}",
-        advice="The target mixes the labels otherwise: correct the label prior when predicting, and read macro-F1."
+        advice="The target mixes the labels otherwise: read macro-F1, and correct the label prior when predicting "
+        "(--label_prior), but only if the texts of a label are alike in both domains: where words differ too, it harms."
         if apart
         else "",
         apart=apart,

@@ -39,8 +39,9 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     few, many = ranked[:SHOWN], ranked[::-1][:SHOWN]
     advice = ""
     if apart:
-        advice = (f"The target's own words ({', '.join(many[:5])}, ...) are rare in the source: continue pretraining "
-                  "on unlabelled target text, or choose the source rows nearest to the target.")  # fmt: skip
+        advice = (f"The target's own words ({', '.join(many[:5])}, ...) are rare in the source: learn them from "
+                  "unlabelled target text, by self-training (self_train) first, then by continued pretraining "
+                  "(pretrain_domain); compare tells which one helps.")  # fmt: skip
     return Finding(
         summary=f"Jensen-Shannon {between:.3f} bits (within the source {null:.3f}); {unseen:.1%} of target words "
         f"unseen (within {unseen_null:.1%}); {pieces[1]:.2f} tokens a word (source {pieces[0]:.2f})",

@@ -14,7 +14,8 @@ import numpy as np
 from hf_transfer.held_out import HeldOut
 from hf_transfer.plugins import load_plugin, plugin_names
 
-NEARLY_ALL = 0.98  # of the pool in one class: a collapse
+NEARLY_ALL = 0.98  # of the pool in one class: a collapse, unless the others are nearly as rare in the source:
+RARER = 4.0  # times rarer than there is a collapse again
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,14 @@ def load(name: str) -> ModuleType:
     return load_plugin("label-free score", __name__, __path__, name)
 
 
-def collapsed(probabilities: np.ndarray) -> int | None:
-    """Return the class that nearly all rows get, if there is one."""
-    counts = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1])
-    return int(counts.argmax()) if counts.max() >= NEARLY_ALL * len(probabilities) else None
+def collapsed(probabilities: np.ndarray, known: HeldOut) -> int | None:
+    """Return the class that nearly all rows get, if there is one.
+
+    Args:
+        probabilities: (pool, classes) of the target.
+        known: the source rows that the run held out.
+    """
+    shares = np.bincount(probabilities.argmax(axis=1), minlength=probabilities.shape[1]) / len(probabilities)
+    label = int(shares.argmax())
+    rare = float((known.labels != label).mean()) / RARER if len(known.labels) else 1.0
+    return label if 1 - shares[label] <= min(1 - NEARLY_ALL, rare) else None
