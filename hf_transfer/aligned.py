@@ -26,7 +26,7 @@ from hf_transfer.errors import UserError
 from hf_transfer.features import from_any_process, from_first_process
 from hf_transfer.methods import NO_LABEL
 from hf_transfer.objectives import padded
-from hf_transfer.results import write_atomically
+from hf_transfer.results import STOPPED, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,9 +38,9 @@ SOURCE_LABELS = "source_labels"
 HELD_OUT = 0.1  # share of the target's texts whose masked words help to choose the checkpoint
 NEIGHBOURS = 200  # target rows of like length among which each is drawn
 # training has failed if after the share EARLY of it every text gets one label for PATIENCE steps, or what the
-# discriminator told right was never TOLD standard errors more than chance
-EARLY, PATIENCE, TOLD = 0.3, 20, 4.0
-STOPPED, MIXED = "alignment_stopped", "mixed_losses"  # in run.json
+# discriminator told right, of ENOUGH rows or more, was never TOLD standard errors more than chance
+EARLY, PATIENCE, ENOUGH, TOLD = 0.3, 20, 1000, 4.0
+MIXED = "mixed_losses"  # among a run's `choices`
 WATCHED = "alignment.json"  # in a checkpoint: what `Progress` has seen until then
 DISCRIMINATOR_RATE = 1e-3  # it begins with random weights: at a fine-tuning's rate it would not learn in time
 
@@ -240,7 +240,7 @@ class Progress(TrainerCallback):
             why = "the alignment's loss is no number; lower --alignment_weight or --learning_rate"
         elif progress > EARLY and seen["same"] >= PATIENCE:
             why = f"for {PATIENCE} steps every text was given one label; lower --alignment_weight"
-        elif progress > EARLY and self.discriminators and not seen["told"]:
+        elif progress > EARLY and self.discriminators and seen["shown"] >= ENOUGH and not seen["told"]:
             why = ("the discriminator has never told the domains apart, so there is nothing to align; look at "
                    "hf-transfer gap, or raise --learning_rate")  # fmt: skip
         why = from_any_process(why)  # all stop at the same step: one that went on would wait for the others forever

@@ -13,7 +13,7 @@ from hf_transfer.arms import FROZEN, RANDOM, SELF_TRAIN, SOURCE_ONLY, TARGET_ONL
 from hf_transfer.calibration import calibration
 from hf_transfer.errors import UserError
 from hf_transfer.report import training_seconds
-from hf_transfer.results import Run, load_run
+from hf_transfer.results import STOPPED, Run, load_run
 from hf_transfer.what_next import what_next
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ def _described(
         "megabytes": one.megabytes,
         "milliseconds_a_text": None,
         "calibration": None,
+        "stopped": [run.choices[STOPPED] for run in one.runs if STOPPED in run.choices],
         "folders": [str(run.folder) for run in one.runs],
         "commands": [run.command for run in one.runs],
     }

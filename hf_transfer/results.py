@@ -12,6 +12,7 @@ from typing import Any
 from hf_transfer.errors import UserError, listed
 
 FILE = "run.json"
+STOPPED = "alignment_stopped"  # among `choices`: when and why an alignment was given up
 FORMAT = 3  # of run.json; raised when what readers rely on is new in it
 
 

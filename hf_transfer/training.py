@@ -19,7 +19,7 @@ from hf_transfer.inference import release
 from hf_transfer.methods import Prepared, Setup
 from hf_transfer.profile import StepTimes
 from hf_transfer.resources import Meter
-from hf_transfer.results import write_atomically
+from hf_transfer.results import STOPPED, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,7 +78,7 @@ def fit(
         *(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry),
     ]
     whole = all(p.isfinite().all() for p in trainable.values())
-    if not np.isfinite(losses).all() and not (prepared.choices.get("alignment_stopped") and whole):
+    if not np.isfinite(losses).all() and not (prepared.choices.get(STOPPED) and whole):
         shutil.rmtree(partial, ignore_errors=True)  # resuming would bring no better
         raise UserError("the training or validation loss became infinite or nan; lower --learning_rate "
                         f"(it was {arguments.train.learning_rate}) or use --precision fp32.")  # fmt: skip

@@ -82,6 +82,7 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     if few := [name for name, seeds in trained.items() if seeds < facts["seeds"]]:
         out.append(f"Fewer seeds than the others: {', '.join(few)}; another seed may move them as far as it moves the "
                    "others.")  # fmt: skip
+    out += [f"{one['name']} was stopped {why}." for one in facts["candidates"] for why in one["stopped"]]
     if (share := facts["time"]["plan"]["share"]) < 1:
         out.append(f"The budget left room for {share:.0%} of the epochs that a method has by itself: what learns "
                    "by epochs may be better than it looks here; a larger --budget tells.")  # fmt: skip

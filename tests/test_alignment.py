@@ -368,7 +368,7 @@ def test_what_was_watched_goes_on_from_a_checkpoint(watched, tmp_path):
     both, callback = watched(kept := {"mixed_losses": [[0.5, 1.0]]})
     assert watch(both, callback, [0.8] * 50) is None
     callback.on_save(now := Fake(50, folder=str(tmp_path)), now, None)
-    for folder, end in ((tmp_path, None), (tmp_path / "lost", 50)):
+    for folder, end in ((tmp_path, None), (tmp_path / "lost", 81)):
         both, callback = watched(choices := {})
         callback.on_train_begin(now := Fake(50, folder=str(folder)), now, None)
         assert choices == (kept if end is None else {})
@@ -412,6 +412,99 @@ def test_what_is_no_number_spoils_nothing(spoiled, command, tiny, tmp_path, monk
     assert len(steps) == when + (spoiled == "encoder"), "the step after shows it"
     assert run.choices["alignment_stopped"].startswith(f"after {len(steps)} steps: the alignment's loss is no number")
     assert np.isfinite(run.metrics["target_test"]["loss"])
+
+
+@pytest.fixture(scope="module")
+def steady(grid):
+    """The folder of a tiny BERT without dropout: what is trained in two ways must be the same in the end."""
+    return grid / "model"
+
+
+@pytest.mark.recipe
+def test_a_killed_alignment_resumes_to_the_same_end(command, steady, tmp_path, monkeypatch):
+    main, step_end, seen = conftest.load_recipe("adapt_domain"), Progress.on_step_end, {}
+    monkeypatch.setattr(aligned, "PATIENCE", 10**6)  # so small a model learns nothing in this time
+
+    def train(name, *more, last=10**6):
+        def noted(self, args, state, control, **rest):
+            step_end(self, args, state, control, **rest)
+            seen[name] = self.seen
+            if state.global_step == last:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Progress, "on_step_end", noted)
+            return main(command(steady, tmp_path / name, "--alignment", "dann", "--num_train_epochs", "6",
+                                "--learning_rate", "1e-3", "--early_stopping_patience", "0", *more))  # fmt: skip
+
+    whole = train("one")
+    with pytest.raises(KeyboardInterrupt):
+        train("two", last=11)
+    resumed = train("two", "--resume")
+    assert resumed.history[-1]["step"] == whole.history[-1]["step"] == 18
+    assert seen["two"] == seen["one"], "every step was watched once"
+    assert seen["one"]["shown"] == 6 * 2 * whole.data["rows"]["train"]
+    first, second = (load_file(run.folder / "model.safetensors") for run in (whole, resumed))
+    for name, value in first.items():
+        np.testing.assert_allclose(value, second[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.recipe
+def test_activations_that_are_computed_again_change_nothing(command, steady, tmp_path):
+    main = conftest.load_recipe("adapt_domain")
+    first, second = (
+        load_file(
+            main(command(steady, tmp_path / flag, "--activation_checkpointing", flag)).folder / "model.safetensors"
+        )
+        for flag in ("false", "true")
+    )
+    for name, value in first.items():
+        np.testing.assert_allclose(value, second[name], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_decoder_is_aligned_by_its_last_tokens(kind, tmp_path):
+    """What is aligned of a text is what its label comes from, however much padding is behind it."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(conftest.make_model(tmp_path / kind, kind), num_labels=2)
+    model.config.pad_token_id = model.config.pad_token_id or 0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    seen = []
+
+    class Seeing(torch.nn.Module):
+        def forward(self, source, target, progress):
+            seen.append((source.features, target.features))
+            return source.features.sum() * 0
+
+    both = Aligned(model, Seeing(), 1.0).train()
+    pad = model.config.pad_token_id
+    rows = [torch.tensor([pad + 5, pad + 6, pad + 7, pad + 8]), torch.tensor([pad + 9, pad + 4])]
+
+    def features(some):
+        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=pad)
+        inputs = {"input_ids": ids, "attention_mask": (ids != pad).long()}
+        out = both(**inputs, **{f"{PREFIX}{name}": value.flip(0) for name, value in inputs.items()})
+        return [part.detach() for part in seen.pop()], out["logits"]
+
+    (source, target), logits = features(rows)
+    alone = torch.cat([features([row])[0][0] for row in rows])
+    torch.testing.assert_close(source, alone)
+    torch.testing.assert_close(target, alone.flip(0))
+    torch.testing.assert_close(logits, model.score(alone))
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(("kind", "name", "method"), [("gpt2", "dann", "full"), ("llama", "coral", "lora")])
+def test_the_recipe_on_a_decoder(kind, name, method, command, tmp_path):
+    model = conftest.make_model(tmp_path / kind, kind)
+    run = conftest.load_recipe("adapt_domain")(
+        command(model, tmp_path / "run", "--alignment", name, "--method", method)
+    )
+    assert run.arm == f"{name}+{method}"
+    assert pipeline("text-classification", str(run.folder))("a text")[0]["label"] in run.label_names
 
 
 @pytest.mark.parametrize("rate", [5e-5, 5e-3])

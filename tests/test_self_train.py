@@ -109,6 +109,62 @@ def test_a_frozen_encoder_reads_the_targets_texts_once(kind, trunk, frozen, tmp_
     assert rounds == seen.total() + 40 + validation
 
 
+@pytest.fixture
+def rounds(tiny, frozen, tmp_path, monkeypatch):
+    """Run three rounds whose logits are given; returns the run, and the heads of the rounds and of what was saved."""
+
+    def run(given):
+        main, heads, calls = conftest.load_recipe("self_train"), [], iter(given)
+        own, finish = main.__globals__["_round"], main.__globals__["finish"]
+        monkeypatch.setitem(main.__globals__, "_round", lambda *args: heads.append(own(*args)) or heads[-1])
+        noted = lambda job, last, **more: heads.append(last) or finish(job, last, **more)  # noqa: E731
+        monkeypatch.setitem(main.__globals__, "finish", noted)
+        monkeypatch.setitem(main.__globals__, "logits_of", lambda *_: next(calls))
+        done = main([word for word in frozen(tiny, tmp_path / "run", "--rounds", "3") if word != "--quiet"])
+        *trained, saved = heads
+        return done, [one.head for _, one, _ in trained], saved.head
+
+    return run
+
+
+def logits_of_labels(labels):
+    return np.stack([1.0 - 2 * labels, 2.0 * labels - 1], axis=1)
+
+
+def held_out_truth(tables):
+    """Labels of the held-out source rows, in order."""
+    from hf_transfer.arguments import DataArguments
+    from hf_transfer.data import load_data
+
+    return np.array(load_data(DataArguments(source=[str(tables["source"])], target=str(tables["target"]),
+                                            validation_fraction=0.2), 42).validation["label"][:])  # fmt: skip
+
+
+@pytest.mark.recipe
+def test_a_round_that_changes_no_label_is_the_last(rounds, tables):
+    same = (logits_of_labels(np.arange(40) % 2), logits_of_labels(held_out_truth(tables)))
+    run, heads, saved = rounds([same] * 4)
+    assert [one["labels_kept"] for one in run.choices["rounds"]] == [0.0, 1.0]
+    assert len(heads) == 2
+    assert saved is heads[1]
+
+
+@pytest.mark.recipe
+def test_a_round_that_is_worse_on_the_source_is_dropped(rounds, tables, capsys):
+    truth = held_out_truth(tables)
+    good = (logits_of_labels(np.arange(40) % 2), logits_of_labels(truth))
+    bad = (
+        logits_of_labels(np.arange(40) // 20),
+        logits_of_labels(np.where(np.arange(len(truth)) < 2, 1 - truth, truth)),
+    )
+    run, heads, saved = rounds([good, bad])
+    assert [one["source_validation"] for one in run.choices["rounds"]] == [1.0, 1 - 2 / len(truth)]
+    assert len(heads) == 2
+    assert saved is heads[0]
+    assert "mean_with_first_head" not in run.choices
+    assert "round 1 is worse on the source and dropped" in capsys.readouterr().out
+
+
 @pytest.mark.recipe
 def test_what_an_earlier_run_found_out_is_not_asked_again(frozen, tmp_path, monkeypatch):
     """Which layer is best, and the source's states; the seconds of it stay known, those of a run's own rounds aside."""

@@ -27,7 +27,8 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     """Wrap the model with prompt tuning, started from the embeddings of random words of the vocabulary.
 
     Raises:
-        UserError: no tokens, or no room for them beside the longest text.
+        UserError: no tokens, no room for them beside the longest text, or a decoder, which scores a text's last token:
+            behind learned embeddings transformers takes the last of a padded batch for it.
     """
     import torch
     from peft import PromptTuningConfig, get_peft_model
@@ -35,6 +36,9 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     count, room = args.prompt_tokens, longest_input(setup.loaded)
     if count < 1:
         raise UserError(f"--prompt_tokens is {count}; it must be at least 1.")
+    if hasattr(setup.loaded.model, "score"):
+        raise UserError(f"--method prompt is for encoders, and a {setup.loaded.model.config.model_type} model scores "
+                        "its last token; use --method lora.")  # fmt: skip
     longest = max([*setup.train["length"][:], *(setup.validation["length"][:] if len(setup.validation) else [])])
     if longest + count > room:
         other = f" or --max_length to {room - count}" if room - count > 3 else ""
