@@ -69,6 +69,8 @@ def main() -> None:
     arguments = parser.parse_args()
     pairs = [pair for given in arguments.pairs for pair in PAIRS.get(given, [tuple(given.split("-"))])]
     arms = list(dict.fromkeys([arguments.baseline, *arguments.arms]))
+    if "three" in arguments.pairs and (rewriting := [arm for arm in arms if arm.startswith("rewrite")]):
+        parser.error(f"{rewriting[0]} rewrites one source; leave it or --pairs three out")
     rows = [measure(arm, source, target, seed, arguments)
             for arm in arms for source, target in pairs for seed in arguments.seeds]  # fmt: skip
     write(pd.DataFrame(rows), pairs, arms, arguments)

@@ -32,6 +32,7 @@ from hf_transfer.held_out import HeldOut
 from hf_transfer.label_prior import tempered, weighed_mix
 from hf_transfer.methods import NO_LABEL, Prepared
 from hf_transfer.models import load_model
+from hf_transfer.pretraining import seen_before
 from hf_transfer.pseudo import (
     Pseudo,
     expected_shares,
@@ -42,7 +43,7 @@ from hf_transfer.pseudo import (
     temperature,
     training_rows,
 )
-from hf_transfer.results import Run
+from hf_transfer.results import Run, load_run
 from hf_transfer.training import fit
 
 SAME = 0.99  # share of equal labels after which another round would bring nothing
@@ -93,6 +94,11 @@ def main(argv: list[str] | None = None) -> Run:
         shares = np.bincount(source, minlength=len(job.domains.label_names)) / len(source)
         before, kept, first, first_mix, log = None, None, None, shares, []
         if how.teachers:
+            for teacher in how.teachers:
+                if seen := seen_before(load_run(teacher).model, job.domains.test):
+                    job.domains.facts["pretrained_on_test_texts"] = seen
+                    job.console.say(f"LEAK: --teachers {teacher} began with a model that was pretrained on {seen} of "
+                                    "the texts that are tested")  # fmt: skip
             with job.meter.stage("label the target"):
                 probabilities, prior = taught(how.teachers, job.domains, quiet=job.console.quiet)
             before = _chosen(job, probabilities, prior, shares, how.fraction)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import alignment_grid
 import conftest
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -505,6 +507,39 @@ def test_the_recipe_on_a_decoder(kind, name, method, command, tmp_path):
     )
     assert run.arm == f"{name}+{method}"
     assert pipeline("text-classification", str(run.folder))("a text")[0]["label"] in run.label_names
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("adapt_domain", ["--method", "full", "--alignment", "dann", "--num_train_epochs", "1"]),
+        ("adapt_domain", ["--method", "full", "--alignment", "jdot", "--num_train_epochs", "1"]),
+        ("adapt_domain", ["--method", "frozen", "--mixture_of_sources"]),
+        ("adapt_domain", ["--method", "frozen", "--source_weights", "nearest"]),
+        ("self_train", ["--method", "frozen"]),
+    ],
+)
+def test_three_labels_of_different_frequency(recipe, words, tiny, tmp_path):
+    """Numbers are labels too, and one of ten rows is enough to be learned."""
+    files = {}
+    for name, corpus in (("one", "hotels"), ("two", "films"), ("target", "gadgets")):
+        rows = [{"text": f"{text} {'bad' if label == '7' else 'so' if label == '2' else 'good'}", "label": label}
+                for text, label in zip(conftest.corpus_texts(corpus), itertools.cycle("1111112227"))]  # fmt: skip
+        files[name] = str(conftest.write_table(tmp_path / f"{name}.jsonl", rows[:60]))
+        rest = [{"text": row["text"]} for row in rows[60:]]
+    pool = str(conftest.write_table(tmp_path / "pool.jsonl", rest))
+    run = conftest.load_recipe(recipe)(["--model", str(tiny), "--source", files["one"], files["two"], "--target",
+                                        files["target"], "--target_unlabeled", pool, "--max_length", "40", "--quiet",
+                                        "--output_dir", str(tmp_path / "run"), *words])  # fmt: skip
+    assert run.label_names == ["1", "2", "7"]
+    frame = pd.read_parquet(run.folder / "predictions.parquet")
+    tested = frame[frame["set"] == "target_test"]
+    assert len(tested) == 60
+    assert tested["label"].value_counts().to_dict() == {"1": 36, "2": 18, "7": 6}
+    np.testing.assert_allclose(tested[["p_1", "p_2", "p_7"]].sum(axis=1), 1.0, atol=1e-5)
+    if "frozen" in words:
+        assert set(tested["prediction"]) > {"1"}
 
 
 @pytest.mark.parametrize("rate", [5e-5, 5e-3])

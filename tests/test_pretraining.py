@@ -363,13 +363,21 @@ def test_two_processes_pretrain_together(masking, texts, tmp_path):
 
 
 @pytest.mark.recipe
-def test_recipes_go_on_with_what_comes_out(dapt, tables, recipe, tmp_path, capsys):
+def test_recipes_go_on_with_what_comes_out(dapt, masking, tables, texts, recipe, tmp_path, capsys):
     run = recipe(["--model", str(dapt[0]), "--source", str(tables["source"]), "--target", str(tables["target"]),
                   "--method", "lora", "--max_length", "40", "--num_train_epochs", "1",
                   "--output_dir", str(tmp_path / "run")])  # fmt: skip
     assert run.model == str(dapt[0])
     assert run.data["pretrained_on_test_texts"] == run.metrics["target_test"]["n"] == 40
     assert "LEAK: --model was pretrained on 40 of the texts that are tested" in capsys.readouterr().out
+    pupil = conftest.load_recipe("self_train")(
+        ["--model", str(masking), "--source", str(tables["source"]), "--target", str(tables["target"]), "--method",
+         "frozen", "--max_length", "40", "--target_unlabeled", str(texts), "--teachers", str(run.folder),
+         "--output_dir", str(tmp_path / "pupil")]
+    )  # fmt: skip
+    leak = f"LEAK: --teachers {run.folder} began with a model that was pretrained on 40 of the texts that are tested"
+    assert leak in capsys.readouterr().out
+    assert pupil.data["pretrained_on_test_texts"] == 40
     start, end = (load_file(folder / "model.safetensors") for folder in (dapt[0], run.folder))
     assert not [name for name in end if name.startswith("cls.")]
     words, pooler = "bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight"
