@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from hf_transfer.alignment import Batch, udalm
 from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.errors import UserError
-from hf_transfer.features import from_any_process, from_first_process
+from hf_transfer.features import from_first_process, of_all_processes
 from hf_transfer.methods import NO_LABEL
 from hf_transfer.objectives import padded
 from hf_transfer.results import STOPPED, write_atomically
@@ -50,7 +50,11 @@ class AlignmentArguments:
     """How strongly the domains are tied."""
 
     alignment_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the alignment beside the task's loss; 1, with coral 100."}
+        default=None,
+        metadata={
+            "help": "Weight of the alignment beside the task's loss; 1, or 100 with coral, whose "
+            "loss is small (1 with decoders)."
+        },
     )
 
 
@@ -69,7 +73,8 @@ class Aligned(nn.Module):
         super().__init__()
         self.model, self.alignment, self.weight = model, alignment, weight
         self.config = model.config
-        self.progress, self.one_label, self.failed = 0.0, False, False
+        self.progress, self.failed = 0.0, False
+        self.given, self.meant = set[int](), set[int]()  # of this step: predicted labels, and those of source rows
         self.seen: list[torch.Tensor] = []
         last_linear(model).register_forward_pre_hook(self._see)
 
@@ -91,7 +96,7 @@ class Aligned(nn.Module):
 
         The Trainer looks for `labels` among the parameters and keeps them for its loss; a copy is in SOURCE_LABELS.
         """
-        source_labels = inputs.pop(SOURCE_LABELS, None)
+        source_labels: Any = inputs.pop(SOURCE_LABELS, None)
         own = {name: value for name, value in inputs.items() if not name.startswith(PREFIX)}
         if not self.training:
             return {"logits": self.model(**own).logits}
@@ -113,8 +118,8 @@ class Aligned(nn.Module):
         if not math.isfinite(float(penalty.detach())):  # `Progress` ends it; the step must not spoil the weights
             self.failed = True
             penalty = torch.zeros_like(penalty) + sum(0.0 * p.nan_to_num().sum() for p in self.alignment.parameters())
-        if source_labels is not None and len(source_labels[source_labels >= 0].unique()) > 1:
-            self.one_label = len(torch.cat(logits).argmax(-1).unique()) == 1
+        self.given.update(torch.cat(logits).argmax(-1).tolist())
+        self.meant.update(label for label in source_labels.tolist() if label >= 0)
         return {"logits": logits[0], "penalty": penalty}
 
 
@@ -201,7 +206,7 @@ class Progress(TrainerCallback):
     def __init__(self, aligned: Aligned, choices: dict[str, Any]) -> None:
         self.aligned, self.choices = aligned, choices
         # steps with one label only; rows that the discriminator was shown and told right; whether it ever could
-        self.seen: dict[str, Any] = {"same": 0, "shown": 0, "right": 0.0, "told": False}
+        self.watched: dict[str, Any] = {"same": 0, "shown": 0, "right": 0, "told": False}
         learns = aligned.weight > 0
         self.discriminators = [m for m in aligned.alignment.modules() if learns and isinstance(m, Discriminator)]
 
@@ -210,15 +215,17 @@ class Progress(TrainerCallback):
         file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / WATCHED
         if file.is_file():
             kept = json.loads(file.read_text(encoding="utf-8"))
-            self.seen = kept["seen"]
+            self.watched = kept["watched"]
             self.choices.update(kept["choices"])
+        elif state.global_step:  # killed before it was written: no reason to give up what went on until then
+            self.watched["told"] = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep what was seen beside the weights."""
         if state.is_world_process_zero:
             choices = {name: self.choices[name] for name in (STOPPED, MIXED) if name in self.choices}
             file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / WATCHED
-            write_atomically(file, json.dumps({"seen": self.seen, "choices": choices}))
+            write_atomically(file, json.dumps({"watched": self.watched, "choices": choices}))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the share of training that is done."""
@@ -229,22 +236,29 @@ class Progress(TrainerCallback):
         if STOPPED in self.choices:  # before it was killed
             control.should_training_stop = True
             return
-        seen, progress = self.seen, self.aligned.progress
-        seen["same"] = seen["same"] + 1 if self.aligned.one_label else 0
+        counts = (sum(one.shown for one in self.discriminators), sum(one.right for one in self.discriminators))
+        own = (self.aligned.given, self.aligned.meant, self.aligned.failed, *counts)
+        # all processes decide alike: one that went on would wait for the others forever
+        given, meant, failed, shown, right = zip(*of_all_processes(own), strict=True)
+        watched, progress = self.watched, self.aligned.progress
+        if len(set().union(*meant)) > 1:
+            watched["same"] = watched["same"] + 1 if len(set().union(*given)) == 1 else 0
+        watched["shown"] += sum(shown)
+        watched["right"] += sum(right)
+        watched["told"] |= watched["right"] > watched["shown"] / 2 + TOLD * math.sqrt(watched["shown"] / 4)
+        self.aligned.given.clear()
+        self.aligned.meant.clear()
         for discriminator in self.discriminators:
-            seen["shown"] += discriminator.rows
-            seen["right"] += discriminator.accuracy * discriminator.rows
-            seen["told"] |= seen["right"] > seen["shown"] / 2 + TOLD * math.sqrt(seen["shown"] / 4)
+            discriminator.shown = discriminator.right = 0
         why = ""
-        if self.aligned.failed:
+        if any(failed):
             why = "the alignment's loss is no number; lower --alignment_weight or --learning_rate"
-        elif progress > EARLY and seen["same"] >= PATIENCE:
+        elif progress > EARLY and watched["same"] >= PATIENCE:
             why = f"for {PATIENCE} steps every text was given one label; lower --alignment_weight"
-        elif progress > EARLY and self.discriminators and seen["shown"] >= ENOUGH and not seen["told"]:
+        elif progress > EARLY and self.discriminators and watched["shown"] >= ENOUGH and not watched["told"]:
             why = ("the discriminator has never told the domains apart, so there is nothing to align; look at "
                    "hf-transfer gap, or raise --learning_rate")  # fmt: skip
-        why = from_any_process(why)  # all stop at the same step: one that went on would wait for the others forever
-        if why and not control.should_training_stop:
+        if why and (any(failed) or not control.should_training_stop):
             control.should_training_stop = True
             self.choices[STOPPED] = f"after {state.global_step} steps: {why}"
             best = args.load_best_model_at_end and state.best_model_checkpoint
@@ -274,7 +288,8 @@ class MixedLoss(TrainerCallback):
         """Add `eval_mixed_loss` to what the Trainer has measured."""
         size = args.per_device_eval_batch_size
         value = from_first_process(self._measure(size) if state.is_world_process_zero else None)
-        self.choices.setdefault(MIXED, []).append([metrics["eval_loss"], value])
+        both = (metrics["eval_loss"], value)
+        self.choices.setdefault(MIXED, []).append([one if math.isfinite(one) else None for one in both])
         metrics["eval_mixed_loss"] = metrics["eval_loss"] + self.aligned.weight * value
 
     def _measure(self, size: int) -> float:
@@ -315,12 +330,14 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
     Raises:
         UserError: a weight below 0, or an alignment that reads words with a method that doesn't.
     """
-    weight = getattr(alignment, "WEIGHT", 1.0) if weight is None else weight
+    if weight is None:  # a decoder's last states have no bounds
+        weight = 1.0 if hasattr(setup.loaded.model, "score") else getattr(alignment, "WEIGHT", 1.0)
     if not 0 <= weight < math.inf:
         raise UserError(f"--alignment_weight is {weight}; it must be 0 or more.")
     if alignment is udalm and prepared.inputs is not None:
         raise UserError("--alignment udalm masks words, and --method partial trains on cached states without any; "
                         "choose another method or alignment.")  # fmt: skip
+    prepared.choices["alignment_weight"] = weight
     inputs = prepared.inputs or setup
     labelled = np.array(inputs.train["labels"][:]) != NO_LABEL
     source, target = (inputs.train.select(np.flatnonzero(part)) for part in (labelled, ~labelled))

@@ -172,13 +172,15 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
             notes.append(
                 f"{own.sum()} of {len(own)} unlabelled texts are also source rows: there is nothing to adapt to"
             )
-        held_out = left["key"].isin(set(source.loc[source["split"] != "train", "key"]))
+        held_out = left["key"].isin(set(labelled.loc[labelled["split"] != "train", "key"]))
         if held_out.any():
-            notes.append(f"left out {held_out.sum()} unlabelled texts that are held-out source rows too")
+            notes.append(f"left out {held_out.sum()} unlabelled texts that are held-out labelled rows too")
         again = left["key"].duplicated() & ~held_out
         if again.any():
             notes.append(f"left out {again.sum()} unlabelled texts that are there already")
         unlabeled = replace(unlabeled, rows=left[~held_out & ~again])
+        if not problems and not len(unlabeled.rows):
+            problems.append(f"{args.target_unlabeled}: every text is a held-out labelled row; give other texts.")
         if not problems and len(unlabeled.rows) < FEW_UNLABELED:
             notes.append(f"only {len(unlabeled.rows)} unlabelled texts: {FEW_UNLABELED} or more tell more of a domain")
     if problems:

@@ -187,15 +187,15 @@ def from_first_process(value: Any) -> Any:
     return box[0]
 
 
-def from_any_process(words: str) -> str:
-    """Return what the first of several processes says that says anything."""
+def of_all_processes(value: Any) -> list[Any]:
+    """Return what every process has."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
-        return words
-    said: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(said, words)
-    return next(filter(None, said), "")
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def token_states(

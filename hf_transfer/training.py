@@ -77,8 +77,8 @@ def fit(
         result.training_loss,
         *(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry),
     ]
-    whole = all(p.isfinite().all() for p in trainable.values())
-    if not np.isfinite(losses).all() and not (prepared.choices.get(STOPPED) and whole):
+    spoiled = not np.isfinite(losses).all()
+    if spoiled and not (STOPPED in prepared.choices and all(p.isfinite().all() for p in trainable.values())):
         shutil.rmtree(partial, ignore_errors=True)  # resuming would bring no better
         raise UserError("the training or validation loss became infinite or nan; lower --learning_rate "
                         f"(it was {arguments.train.learning_rate}) or use --precision fp32.")  # fmt: skip
@@ -87,8 +87,9 @@ def fit(
         print(f"warning: {len(unmoved)} trainable tensors did not move, among them {unmoved[0]}")
     release(trainer)
     return [
-        {key: value for key, value in entry.items() if "per_second" not in key} for entry in trainer.state.log_history
-    ]
+        {key: value if np.isfinite(value) else None for key, value in entry.items() if "per_second" not in key}
+        for entry in trainer.state.log_history
+    ]  # JSON knows no NaN
 
 
 def note_start(partial: Path, setup: Setup, arguments: Arguments) -> None:

@@ -20,6 +20,7 @@ from hf_transfer.arguments import Arguments
 from hf_transfer.errors import UserError
 from hf_transfer.features import from_first_process
 from hf_transfer.methods import Prepared, Setup
+from hf_transfer.results import STOPPED
 from hf_transfer.training import make_trainer, note_start, pass_weights_on, set_learning_rates
 
 if TYPE_CHECKING:
@@ -193,14 +194,18 @@ def _try(job: Job, setup: Setup, prepare: Callable[[Setup], Prepared], space: Sp
     scores: list[float] = []
 
     def objective(metrics: dict[str, float]) -> float:
-        """Score the checkpoint that the run would keep so far; a loss that is no number would end the run."""
-        score = metrics[f"eval_{by.removeprefix('eval_')}"]
+        """Score the checkpoint that the run would keep so far.
+
+        A loss that is no number would end the run, unless an alignment was stopped that has a checkpoint to go back to.
+        """
+        score, kept = metrics[f"eval_{by.removeprefix('eval_')}"], job.arguments.train.load_best_model_at_end
         scores.append(score if math.isfinite(score) and math.isfinite(metrics["eval_loss"]) else math.nan)
-        if math.isnan(sum(scores)):
+        whole = [one for one in scores if math.isfinite(one)]
+        if len(whole) < len(scores) and not (whole and kept and STOPPED in prepared.choices):
             return worst
-        if not job.arguments.train.load_best_model_at_end:
+        if not kept:
             return score
-        return max(scores) if greater else min(scores)
+        return max(whole) if greater else min(whole)
 
     def draw(trial: Any) -> dict[str, float]:
         values = {"learning_rate": trial.suggest_float("learning_rate", *space.learning_rate, log=True)}

@@ -32,7 +32,7 @@ from hf_transfer.results import Run
 from hf_transfer.training import fit
 from hf_transfer.tuning import TuneArguments, check_tuning, tune
 
-BY_BATCH, FEW_ROWS = ("coral", "jdot", "mmd"), 8
+FEW_ROWS = 8  # of a batch, for what compares them
 
 
 @dataclass
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> Run:
     with begin(arguments) as job:
         set_seed(arguments.train.seed)
         assert job.pool is not None
-        if name in BY_BATCH and (size := arguments.train.per_device_train_batch_size) < FEW_ROWS:
+        if getattr(chosen, "BY_BATCH", False) and (size := arguments.train.per_device_train_batch_size) < FEW_ROWS:
             job.console.say(f"note: {name} compares the rows of a batch, and there are {size}; {FEW_ROWS} or more "
                             "(--per_device_train_batch_size) tell more, and accumulated ones do not count")  # fmt: skip
         with job.meter.stage("prepare"):

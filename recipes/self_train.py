@@ -95,8 +95,11 @@ def main(argv: list[str] | None = None) -> Run:
         before, kept, first, first_mix, log = None, None, None, shares, []
         if how.teachers:
             for teacher in how.teachers:
-                if seen := seen_before(load_run(teacher).model, job.domains.test):
-                    job.domains.facts["pretrained_on_test_texts"] = seen
+                run = load_run(teacher)
+                known = run.data.get("pretrained_on_test_texts", 0)  # of those that it was tested on itself
+                if seen := max(known, seen_before(run.model, job.domains.test)):
+                    worst = max(seen, job.domains.facts.get("pretrained_on_test_texts", 0))
+                    job.domains.facts["pretrained_on_test_texts"] = worst
                     job.console.say(f"LEAK: --teachers {teacher} began with a model that was pretrained on {seen} of "
                                     "the texts that are tested")  # fmt: skip
             with job.meter.stage("label the target"):

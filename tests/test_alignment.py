@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import alignment_grid
 import conftest
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
@@ -145,7 +147,10 @@ def test_adversaries_reverse_the_gradient():
         before = dann(source, target, 1.0)
         before.backward()
         optimizer.step()
-    assert dann.discriminator.accuracy > 0.9
+    dann.discriminator.shown = dann.discriminator.right = 0
+    dann(source, target, 1.0)
+    assert dann.discriminator.shown == 400
+    assert dann.discriminator.right > 360
     source.features.grad = target.features.grad = None
     before = dann(source, target, 1.0)
     before.backward()
@@ -264,7 +269,7 @@ def test_every_alignment_under_every_method_with_two_processes(alone, grid):
                 compared += 1
     assert compared > 100
     assert collapsed == [1, 1], "the first process saw a collapse, and both stopped"
-    assert all("one label" in one["choices"]["alignment_stopped"] for one in facts)
+    assert all("is no number" in one["choices"]["alignment_stopped"] for one in facts)
 
 
 @pytest.fixture
@@ -316,13 +321,13 @@ def watched(tiny):
     return build_both
 
 
-def watch(both, callback, accuracies, *, first=0, steps=100, rows=32, one_label=False):
-    """Tell the callback of steps whose discriminator was right that often; returns the step that was the last."""
-    for step, accuracy in enumerate(accuracies, first):
+def watch(both, callback, right, *, first=0, steps=100, rows=32, given=lambda step: {0, 1}, meant=(0, 1)):
+    """Tell the callback of steps whose discriminator told so many rows right; returns the step that was the last."""
+    for step, told in enumerate(right, first):
         now, control = Fake(step, steps), Fake()
         callback.on_step_begin(now, now, control)
-        both.one_label = one_label
-        both.alignment.discriminator.accuracy, both.alignment.discriminator.rows = accuracy, rows
+        both.given, both.meant = set(given(step)), set(meant)
+        both.alignment.discriminator.right, both.alignment.discriminator.shown = told, rows
         callback.on_step_end(now, now, control)
         if control.should_training_stop:
             return step
@@ -330,9 +335,9 @@ def watch(both, callback, accuracies, *, first=0, steps=100, rows=32, one_label=
 
 
 COLLAPSES = {
-    "no number": ({"accuracies": [0.8] * 100}, 1, "is no number"),
-    "one label": ({"accuracies": [0.8] * 100, "one_label": True}, 31, "one label"),
-    "blind": ({"accuracies": [0.5] * 100}, 31, "never told the domains apart"),
+    "no number": ({"right": [26] * 100}, 1, "is no number"),
+    "one label": ({"right": [26] * 100, "given": lambda step: {1}}, 31, "one label"),
+    "blind": ({"right": [16] * 100}, 31, "never told the domains apart"),
 }
 
 
@@ -354,43 +359,58 @@ def test_a_discriminator_that_guesses_is_found_out_and_one_that_knows_a_little_i
     both, _ = watched({})
     rng, guessed, knew = np.random.default_rng(0), 0, 0
     for _ in range(50):
-        guessed += watch(both, Progress(both, {}), rng.binomial(rows, 0.5, 300) / rows, steps=300, rows=rows) == 91
-        knew += watch(both, Progress(both, {}), rng.binomial(rows, 0.6, 120) / rows, steps=300, rows=rows) is None
+        guessed += watch(both, Progress(both, {}), rng.binomial(rows, 0.5, 300), steps=300, rows=rows) == 91
+        knew += watch(both, Progress(both, {}), rng.binomial(rows, 0.6, 120), steps=300, rows=rows) is None
     assert guessed >= 49
     assert knew == 50
 
 
 def test_an_alignment_of_no_weight_has_no_discriminator_to_watch(watched):
-    assert watch(*watched({}, weight=0.0), [0.5] * 100) is None
+    assert watch(*watched({}, weight=0.0), [16] * 100) is None
 
 
 def test_what_was_watched_goes_on_from_a_checkpoint(watched, tmp_path):
     """A discriminator that told the domains apart early, and is blind since, was not blind always."""
     (tmp_path / "checkpoint-50").mkdir()
     both, callback = watched(kept := {"mixed_losses": [[0.5, 1.0]]})
-    assert watch(both, callback, [0.8] * 50) is None
+    assert watch(both, callback, [26] * 50) is None
     callback.on_save(now := Fake(50, folder=str(tmp_path)), now, None)
-    for folder, end in ((tmp_path, None), (tmp_path / "lost", 81)):
+    for folder in (tmp_path, tmp_path / "killed before it was written"):
         both, callback = watched(choices := {})
         callback.on_train_begin(now := Fake(50, folder=str(folder)), now, None)
-        assert choices == (kept if end is None else {})
-        assert watch(both, callback, [0.5] * 50, first=50) == end
+        assert choices == (kept if folder == tmp_path else {})
+        assert watch(both, callback, [16] * 50, first=50) is None
+    both, callback = watched({})
+    assert watch(both, callback, [16] * 50) == 31
     callback.on_save(now := Fake(50, folder=str(tmp_path)), now, None)
     again, callback = watched(choices := {})
     callback.on_train_begin(now, now, None)
     assert "never told" in choices["alignment_stopped"]
-    assert watch(again, callback, [0.9] * 50, first=50) == 50, "what was stopped stays so"
+    assert watch(again, callback, [26] * 50, first=50) == 50, "what was stopped stays so"
 
 
-def test_rows_of_one_label_are_no_collapse(watched):
-    both, _ = watched({})
+def test_what_labels_are_given_and_meant(watched):
+    both, callback = watched({})
     both.train()
     inputs = {"input_ids": torch.ones(4, 3, dtype=torch.long), "attention_mask": torch.ones(4, 3, dtype=torch.long)}
     inputs |= {f"{PREFIX}{name}": value for name, value in inputs.items()}
     both(**inputs, source_labels=torch.tensor([1, 1, 1, -100]))
-    assert not both.one_label
-    both(**inputs, source_labels=torch.tensor([1, 0, 1, -100]))
-    assert both.one_label
+    assert both.meant == {1}
+    both(**inputs, source_labels=torch.tensor([0, -100, -100, -100]))
+    assert both.meant == {0, 1}, "of all parts of a step"
+    assert both.given
+    both.given = {1}
+    assert both.alignment.discriminator.shown == 16
+    callback.on_step_end(now := Fake(1), now, Fake())
+    assert (both.meant, both.given, both.alignment.discriminator.shown) == (set(), set(), 0)
+    assert callback.watched["same"] == 1
+    assert callback.watched["shown"] == 16
+
+
+def test_rows_of_one_label_are_no_collapse(watched):
+    """Steps that have one label anyway say nothing; two labels now and then are enough."""
+    assert watch(*watched({}), [26] * 100, given=lambda step: {1}, meant={1}) is None
+    assert watch(*watched({}), [26] * 100, given=lambda step: {1} if step % 15 else {0, 1}) is None
 
 
 @pytest.mark.recipe
@@ -414,6 +434,41 @@ def test_what_is_no_number_spoils_nothing(spoiled, command, tiny, tmp_path, monk
     assert len(steps) == when + (spoiled == "encoder"), "the step after shows it"
     assert run.choices["alignment_stopped"].startswith(f"after {len(steps)} steps: the alignment's loss is no number")
     assert np.isfinite(run.metrics["target_test"]["loss"])
+    assert run.choices["alignment_weight"] == 100
+    json.loads((run.folder / "run.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("bert", 100.0), ("gpt2", 1.0)])
+def test_how_much_coral_weighs_by_default(kind, weight, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(conftest.make_model(tmp_path / kind, kind), num_labels=2)
+    rows = datasets.Dataset.from_dict({"input_ids": [[1, 2]] * 4, "length": [2] * 4, "labels": [0, 1, -100, -100]})
+    setup = Setup(SimpleNamespace(model=model), rows, rows.select([]), None, "fp32", None, 0)
+    for given, expected in ((None, weight), (3.0, 3.0)):
+        done = aligned.align(Prepared(model, as_it_is), setup, coral, coral.Arguments(), given)
+        assert done.model.weight == done.choices["alignment_weight"] == expected
+
+
+def test_distances_are_computed_in_32_bits(tiny):
+    """Also where the encoder computes in 16."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
+    products = []
+
+    class Product(torch.nn.Module):
+        def forward(self, source, target, progress):
+            products.append((source.features.float() @ target.features.float().T).dtype)
+            return source.features.sum() * 0
+
+    both = Aligned(model, Product(), 1.0).train()
+    inputs = {"input_ids": torch.ones(4, 3, dtype=torch.long), "attention_mask": torch.ones(4, 3, dtype=torch.long)}
+    inputs |= {f"{PREFIX}{name}": value for name, value in inputs.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        out = both(**inputs, source_labels=torch.tensor([0, 1, 0, 1]))
+    assert out["logits"].dtype == torch.bfloat16
+    assert products == [torch.float32]
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +485,7 @@ def test_a_killed_alignment_resumes_to_the_same_end(command, steady, tmp_path, m
     def train(name, *more, last=10**6):
         def noted(self, args, state, control, **rest):
             step_end(self, args, state, control, **rest)
-            seen[name] = self.seen
+            seen[name] = self.watched
             if state.global_step == last:
                 raise KeyboardInterrupt
 
@@ -488,7 +543,8 @@ def test_a_decoder_is_aligned_by_its_last_tokens(kind, tmp_path):
     def features(some):
         ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=pad)
         inputs = {"input_ids": ids, "attention_mask": (ids != pad).long()}
-        out = both(**inputs, **{f"{PREFIX}{name}": value.flip(0) for name, value in inputs.items()})
+        others = {f"{PREFIX}{name}": value.flip(0) for name, value in inputs.items()}
+        out = both(**inputs, **others, source_labels=torch.zeros(len(some)))
         return [part.detach() for part in seen.pop()], out["logits"]
 
     (source, target), logits = features(rows)
@@ -540,18 +596,20 @@ def test_three_labels_of_different_frequency(recipe, words, tiny, tmp_path):
     np.testing.assert_allclose(tested[["p_1", "p_2", "p_7"]].sum(axis=1), 1.0, atol=1e-5)
     if "frozen" in words:
         assert set(tested["prediction"]) > {"1"}
+    said = pipeline("text-classification", str(run.folder))([row["text"] for row in rows[:60]], truncation=True)
+    said = [one["label"] for one in said]
+    assert tested.sort_values("row")["prediction"].tolist() == said
 
 
 @pytest.mark.parametrize("rate", [5e-5, 5e-3])
 @pytest.mark.parametrize("name", ["cdan", "dann"])
 def test_a_discriminator_learns_faster_than_a_pretrained_encoder(name, rate, grid):
-    import datasets
     from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
     model = AutoModelForSequenceClassification.from_pretrained(grid / "model", num_labels=2)
     rows = datasets.load_from_disk(grid / "train")
     setup = aligned.with_target(
-        Setup(None, rows, rows.select([]), None, "fp32", None, 0), rows.remove_columns("labels")
+        Setup(SimpleNamespace(model=model), rows, rows.select([]), None, "fp32", None, 0), rows.remove_columns("labels")
     )
     chosen, slow = alignment.load(name), "bert.pooler.dense.weight"
     done = aligned.align(Prepared(model, as_it_is, lr_scale={slow: 0.5}), setup, chosen, chosen.Arguments())
@@ -568,7 +626,7 @@ def test_a_discriminator_learns_faster_than_a_pretrained_encoder(name, rate, gri
 
 def test_a_healthy_training_is_not_stopped(watched):
     both, callback = watched(choices := {})
-    assert watch(both, callback, [0.8] * 50 + [0.5] * 50) is None, "aligned in the end"
+    assert watch(both, callback, [26] * 50 + [16] * 50) is None, "aligned in the end"
     assert choices == {}
 
 

@@ -29,6 +29,7 @@ from hf_transfer.compare import compare
 from hf_transfer.errors import UserError
 from hf_transfer.results import load_run
 from hf_transfer.texts import text_facts
+from hf_transfer.verdict_pages import sentences
 
 GOOD, BAD = ("clean", "friendly", "comfortable", "great"), ("dirty", "rude", "broken", "noisy")
 FILLER = ("room", "hotel", "staff", "night", "bed", "breakfast", "we", "the", "was", "and")
@@ -316,6 +317,14 @@ def test_what_would_spoil_the_estimates_is_refused_before_anything_is_trained(ch
     with pytest.raises(UserError, match=words):
         compare(flags(folder, **{"target": None, "output_dir": str(tmp_path / "new"), **change}))
     assert not (tmp_path / "new").exists()
+
+
+def test_an_arm_that_was_stopped_is_said_to_be(done):
+    _, facts, _ = done
+    assert not [words for words in sentences(facts) if "stopped" in words]
+    first, *others = facts["candidates"]
+    found = sentences(facts | {"candidates": [first | {"stopped": ["after 3 steps: a loss"]}, *others]})
+    assert f"{first['name']} was stopped after 3 steps: a loss." in found
 
 
 @pytest.mark.parametrize("kind", ["flipped", "another task"])

@@ -486,7 +486,7 @@ def test_unlabelled_rows_are_counted_and_compared(tables_in):
     same = tables_in.write("same", [{"text": row["text"]} for row in make_rows("hotel", 100)])
     notes = tables_in.load(make_rows("hotel", 100), target, target_unlabeled=same).notes
     assert "100 of 100 unlabelled texts are also source rows: there is nothing to adapt to" in notes
-    assert "left out 30 unlabelled texts that are held-out source rows too" in notes
+    assert "left out 30 unlabelled texts that are held-out labelled rows too" in notes
     often = tables_in.write("often", [*unlabelled, *unlabelled[7:], unlabelled[7]])
     domains = tables_in.load(make_rows("hotel", 100), target, target_unlabeled=often)
     assert len(domains.unlabeled) == 13

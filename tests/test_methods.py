@@ -475,3 +475,11 @@ def test_frozen_needs_disk_for_its_states(tables, tiny, tmp_path, recipe, monkey
     with pytest.raises(UserError, match=r"states of \d+ rows would fill the disk"):
         recipe(flags("frozen", str(tiny), tables, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_prompts_are_for_encoders(tables, recipe, tmp_path):
+    model = conftest.make_model(tmp_path / "gpt2", "gpt2")
+    with pytest.raises(UserError, match="--method prompt is for encoders, and a gpt2 model scores its last token"):
+        recipe(["--model", str(model), "--source", str(tables["source"]), "--method", "prompt", "--prompt_tokens", "4",
+                "--max_length", "40", "--quiet", "--output_dir", str(tmp_path / "run")])  # fmt: skip
+    assert not list(tmp_path.glob("run*"))

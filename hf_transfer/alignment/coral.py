@@ -10,7 +10,8 @@ from torch import nn
 from hf_transfer.alignment import Batch
 from hf_transfer.methods import Setup
 
-WEIGHT = 100.0  # with some hundred features that are between -1 and 1 the loss is about 1e-3, the task's about 0.3
+BY_BATCH = True  # it compares the rows of a batch
+WEIGHT = 100.0  # with hundreds of features between -1 and 1 the loss is about 1e-3, a task's about 0.3
 
 
 @dataclass

@@ -12,6 +12,8 @@ from hf_transfer.alignment import Batch
 from hf_transfer.errors import UserError
 from hf_transfer.methods import Setup
 
+BY_BATCH = True  # it compares the rows of a batch
+
 
 @dataclass
 class Arguments:
