@@ -438,16 +438,21 @@ def test_what_is_no_number_spoils_nothing(spoiled, command, tiny, tmp_path, monk
     json.loads((run.folder / "run.json").read_text(), parse_constant=pytest.fail)
 
 
-@pytest.mark.parametrize(("kind", "weight"), [("bert", 100.0), ("gpt2", 1.0)])
-def test_how_much_coral_weighs_by_default(kind, weight, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [("bert", {"coral": 100.0, "dann": 0.1, "mmd": 1.0}), ("gpt2", {"coral": 1.0, "dann": 0.1, "mmd": 1.0})],
+)
+def test_how_much_an_alignment_weighs_by_default(kind, weights, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(conftest.make_model(tmp_path / kind, kind), num_labels=2)
     rows = datasets.Dataset.from_dict({"input_ids": [[1, 2]] * 4, "length": [2] * 4, "labels": [0, 1, -100, -100]})
     setup = Setup(SimpleNamespace(model=model), rows, rows.select([]), None, "fp32", None, 0)
-    for given, expected in ((None, weight), (3.0, 3.0)):
-        done = aligned.align(Prepared(model, as_it_is), setup, coral, coral.Arguments(), given)
-        assert done.model.weight == done.choices["alignment_weight"] == expected
+    for name, weight in weights.items():
+        chosen = alignment.load(name)
+        for given, expected in ((None, weight), (3.0, 3.0)):
+            done = aligned.align(Prepared(model, as_it_is), setup, chosen, chosen.Arguments(), given)
+            assert done.model.weight == done.choices["alignment_weight"] == expected
 
 
 def test_distances_are_computed_in_32_bits(tiny):
