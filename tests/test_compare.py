@@ -305,7 +305,7 @@ def test_an_arm_that_fails_is_left_out_and_so_is_what_there_is_no_time_for(done,
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"target_unlabeled": "source.jsonl"}, "--target_unlabeled: 80% of its texts are labelled source rows"),
+        ({"target_unlabeled": "source.jsonl"}, "--target_unlabeled: 100% of its texts are labelled source rows"),
         ({"backtest": "source.jsonl"}, "80% of its texts are in --source too"),
         ({"backtest": "pool.jsonl"}, "100% of its texts are in --target_unlabeled too"),
     ],

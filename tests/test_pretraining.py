@@ -625,7 +625,8 @@ def test_other_alignments_get_the_targets_texts_as_they_are(tiny):
             return target.features.sum() * 0
 
     ids = torch.tensor([[2, 11, 12, 3]])
-    Aligned(model, Look(), 1.0).train()(torch.tensor([0]), input_ids=ids, attention_mask=torch.ones_like(ids),
+    Aligned(model, Look(), 1.0).train()(
+        torch.tensor([0]), input_ids=ids, attention_mask=torch.ones_like(ids), source_labels=torch.tensor([0]),
         **{f"{PREFIX}input_ids": ids, f"{PREFIX}attention_mask": torch.ones_like(ids)})  # fmt: skip
     assert seen[0].words is None
     assert seen[0].states.shape == (1, 4, 32)
