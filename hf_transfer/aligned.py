@@ -37,9 +37,10 @@ PREFIX = "target_"
 SOURCE_LABELS = "source_labels"
 HELD_OUT = 0.1  # share of the target's texts whose masked words help to choose the checkpoint
 NEIGHBOURS = 200  # target rows of like length among which each is drawn
-# training has failed if after the share EARLY of it every text gets one label for PATIENCE steps, or what the
-# discriminator told right, of ENOUGH rows or more, was never TOLD standard errors more than chance
-EARLY, PATIENCE, ENOUGH, TOLD = 0.3, 20, 1000, 4.0
+# training has failed if after the share EARLY of it what the discriminator told right, of ENOUGH rows or more, was never
+# TOLD standard errors more than chance, or after the share LATE every text gets one label for PATIENCE steps: a model that
+# has not begun to learn does so too
+EARLY, LATE, PATIENCE, ENOUGH, TOLD = 0.3, 0.5, 20, 1000, 4.0
 MIXED = "mixed_losses"  # among a run's `choices`
 WATCHED = "alignment.json"  # in a checkpoint: what `Progress` has seen until then
 DISCRIMINATOR_RATE = 1e-3  # it begins with random weights: at a fine-tuning's rate it would not learn in time
@@ -253,7 +254,7 @@ class Progress(TrainerCallback):
         why = ""
         if any(failed):
             why = "the alignment's loss is no number; lower --alignment_weight or --learning_rate"
-        elif progress > EARLY and watched["same"] >= PATIENCE:
+        elif progress > LATE and watched["same"] >= PATIENCE:
             why = f"for {PATIENCE} steps every text was given one label; lower --alignment_weight"
         elif progress > EARLY and self.discriminators and watched["shown"] >= ENOUGH and not watched["told"]:
             why = ("the discriminator has never told the domains apart, so there is nothing to align; look at "

@@ -336,7 +336,7 @@ def watch(both, callback, right, *, first=0, steps=100, rows=32, given=lambda st
 
 COLLAPSES = {
     "no number": ({"right": [26] * 100}, 1, "is no number"),
-    "one label": ({"right": [26] * 100, "given": lambda step: {1}}, 31, "one label"),
+    "one label": ({"right": [26] * 100, "given": lambda step: {1}}, 51, "one label"),
     "blind": ({"right": [16] * 100}, 31, "never told the domains apart"),
 }
 
