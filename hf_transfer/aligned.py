@@ -37,9 +37,9 @@ PREFIX = "target_"
 SOURCE_LABELS = "source_labels"
 HELD_OUT = 0.1  # share of the target's texts whose masked words help to choose the checkpoint
 NEIGHBOURS = 200  # target rows of like length among which each is drawn
-# training has failed if after the share EARLY of it what the discriminator told right, of ENOUGH rows or more, was never
-# TOLD standard errors more than chance, or after the share LATE every text gets one label for PATIENCE steps: a model that
-# has not begun to learn does so too
+# training has failed if after the share EARLY of it what the discriminator told right, of ENOUGH rows or more, was
+# never TOLD standard errors more than chance, or after the share LATE every text gets one label for PATIENCE steps:
+# before, a model may not have begun to learn
 EARLY, LATE, PATIENCE, ENOUGH, TOLD = 0.3, 0.5, 20, 1000, 4.0
 MIXED = "mixed_losses"  # among a run's `choices`
 WATCHED = "alignment.json"  # in a checkpoint: what `Progress` has seen until then
