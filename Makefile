@@ -10,7 +10,7 @@ quickstart: install ## install and run the main job on embedded data, offline
 test: lint pytest ## all checks; with --jobs 2 side by side
 
 pytest: $(BIN)/ready-to-test ## the whole test suite, a file a process; browser tests if chromium is here
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 12
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 lint: $(BIN)/ready-to-test
 	$(BIN)/ruff check .
