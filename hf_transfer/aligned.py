@@ -25,6 +25,7 @@ from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.errors import UserError
 from hf_transfer.features import from_first_process, of_all_processes
 from hf_transfer.methods import NO_LABEL
+from hf_transfer.models import scores_last_token
 from hf_transfer.objectives import padded
 from hf_transfer.results import STOPPED, write_atomically
 
@@ -333,7 +334,7 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
     """
     if weight is None:
         weight = getattr(alignment, "WEIGHT", 1.0)
-        if hasattr(setup.loaded.model, "score"):  # a decoder's last states have no bounds
+        if scores_last_token(setup.loaded.model):  # a decoder's last states have no bounds
             weight = min(weight, 1.0)
     if not 0 <= weight < math.inf:
         raise UserError(f"--alignment_weight is {weight}; it must be 0 or more.")

@@ -185,6 +185,11 @@ def longest_input(loaded: Loaded) -> int:
     return positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
 
 
+def scores_last_token(model: PreTrainedModel) -> bool:
+    """Whether the label comes from a text's last token, as transformers' decoders have it."""
+    return hasattr(model, "score")
+
+
 def layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the trunk's stack of transformer layers."""
     from torch import nn

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_transfer.errors import UserError
 from hf_transfer.methods import Prepared, Setup, head_modules
-from hf_transfer.models import longest_input
+from hf_transfer.models import longest_input, scores_last_token
 
 DEFAULTS = {"learning_rate": 1e-2, "num_train_epochs": 10}
 
@@ -36,7 +36,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     count, room = args.prompt_tokens, longest_input(setup.loaded)
     if count < 1:
         raise UserError(f"--prompt_tokens is {count}; it must be at least 1.")
-    if hasattr(setup.loaded.model, "score"):
+    if scores_last_token(setup.loaded.model):
         raise UserError(f"--method prompt is for encoders, and a {setup.loaded.model.config.model_type} model scores "
                         "its last token; use --method lora.")  # fmt: skip
     longest = max([*setup.train["length"][:], *(setup.validation["length"][:] if len(setup.validation) else [])])
