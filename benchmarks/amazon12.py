@@ -5,7 +5,7 @@
 
 An arm is a METHOD (trained on the source alone, once for its three targets) or ADAPTATION+METHOD (trained once a pair).
 `mlm` and `tsdae` continue pretraining on the target's texts first, once a target; `udalm` and `rewrite` begin there.
-`--max_rows` and `--max_length` make a smaller experiment, which needs a --work of its own.
+`--source_rows` and `--max_length` make a smaller experiment, which needs a --work of its own.
 The unlabelled pool of a target is its `extra`, labels dropped, with its `unlabeled`. Finished runs stay under --work:
 a stopped benchmark goes on where it was. The dated table goes to benchmarks/.
 """
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--baseline", default="full", help="the arm that the others are compared with")
     parser.add_argument("--work", default="runs/amazon12", help="where the runs are kept")
     parser.add_argument("--max_length", type=int, default=256)
-    parser.add_argument("--max_rows", type=int, default=ROWS, help="of every table")
+    parser.add_argument("--source_rows", type=int, default=ROWS, help="labelled reviews of a source, drawn at random")
     parser.add_argument("--name", default="amazon12", help="name of the table's file")
     arguments = parser.parse_args()
     pairs = [pair for given in arguments.pairs for pair in PAIRS.get(given, [tuple(given.split("-"))])]
@@ -90,9 +90,8 @@ def measure(arm: str, source: str, target: str, seed: int, arguments: argparse.N
         scored = folder / f"scored-{target}.parquet"
         if not scored.is_file():
             predict_rows(str(folder), file(target, "labeled", arguments), str(scored))
-        drawn = sorted(random.Random(0).sample(range(ROWS), arguments.max_rows))  # as --max_rows does
-        frame = pd.read_parquet(scored).iloc[drawn]
-    assert len(frame) == arguments.max_rows
+        frame = pd.read_parquet(scored)
+    assert len(frame) == ROWS
     right = (frame["prediction"].astype(int) == frame["label"].astype(int)).to_numpy()
     spent, stopped = training_seconds(done := load_run(folder)), done.choices.get("alignment_stopped", "")
     print(f"{arm:24} {source:>12} -> {target:12} {100 * right.mean():5.1f} %  {spent:5.0f} s {stopped}", flush=True)
@@ -143,7 +142,7 @@ def rewritten(method: str, source: str, target: str, seed: int, arguments: argpa
     path = Path(arguments.work) / f"rewritten-{method}-{source}-{target}-seed{seed}.jsonl"
     if not path.is_file():
         importlib.import_module("rewrite_source").main(
-            ["--source", file(source, "labeled", arguments), "--target_unlabeled", str(pool(target, arguments)),
+            ["--source", str(labelled(source, arguments)), "--target_unlabeled", str(pool(target, arguments)),
              "--model", str(pretrained("mlm", target, seed, arguments)), "--classifier",
              str(alone(method, source, target, seed, arguments)), "--output", str(path), "--quiet"])  # fmt: skip
     return path
@@ -155,10 +154,10 @@ def run(recipe: str, method: str, source: str, target: str, seed: int, folder: P
     if not (folder / "run.json").is_file():
         sources = [domain for domain in DOMAINS if domain != target] if source == "others" else [source]
         importlib.import_module(recipe).main(
-            ["--method", method, "--source", *[file(name, "labeled", arguments) for name in sources], "--target",
+            ["--method", method, "--source", *[str(labelled(name, arguments)) for name in sources], "--target",
              file(target, "labeled", arguments), "--max_length", str(arguments.max_length), "--validation_fraction",
              "0", "--test_fraction", "0", "--seed", str(seed), "--output_dir", str(folder), "--quiet",
-             *(["--max_rows", str(arguments.max_rows)] if arguments.max_rows < ROWS else []), *flags])  # fmt: skip
+             *flags])  # fmt: skip
     return folder
 
 
@@ -167,14 +166,32 @@ def file(domain: str, kind: str, arguments: argparse.Namespace) -> str:
     return str(Path(arguments.data) / f"{domain}.{kind}.jsonl.gz")
 
 
+def labelled(source: str, arguments: argparse.Namespace) -> Path:
+    """Return a table of the source's labelled reviews, or of so many of them, drawn at random once for all seeds."""
+    whole = Path(file(source, "labeled", arguments))
+    if arguments.source_rows == ROWS:
+        return whole
+    with gzip.open(whole, "rt", encoding="utf-8") as lines:
+        drawn = random.Random(0).sample(list(lines), arguments.source_rows)
+    return written(f"{source}.labeled.jsonl", drawn, arguments)
+
+
 def pool(target: str, arguments: argparse.Namespace) -> Path:
-    """Return a table of the target's unlabelled texts, written at the first call."""
-    path = Path(arguments.work) / f"pool-{target}.jsonl"
+    """Return a table of the target's unlabelled texts."""
+    texts = []
+    for kind in ("extra", "unlabeled"):
+        with gzip.open(file(target, kind, arguments), "rt", encoding="utf-8") as lines:
+            texts += [json.dumps({"text": json.loads(line)["text"]}) + "\n" for line in lines]
+    return written(f"pool-{target}.jsonl", texts, arguments)
+
+
+def written(name: str, lines: list[str], arguments: argparse.Namespace) -> Path:
+    """Write lines under --work, whole or not at all: another process may read them."""
+    from hf_transfer.results import write_atomically
+
+    path = Path(arguments.work) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as out:
-        for kind in ("extra", "unlabeled"):
-            with gzip.open(file(target, kind, arguments), "rt", encoding="utf-8") as lines:
-                out.writelines(json.dumps({"text": json.loads(line)["text"]}) + "\n" for line in lines)
+    write_atomically(path, "".join(lines))
     return path
 
 
@@ -201,9 +218,8 @@ def write(rows: pd.DataFrame, pairs: list[tuple[str, str]], arms: list[str], arg
     lines = [
         f"# Adaptation without target labels, Amazon reviews, {today}",
         "",
-        f"Train on {arguments.max_rows:,} reviews of the source and the target's unlabelled pool"
-        f"{' (as many)' if arguments.max_rows < ROWS else ''}, test on "
-        f"{arguments.max_rows:,} of the target; `--max_length {arguments.max_length}`, default encoder "
+        f"Train on {arguments.source_rows:,} reviews of the source and the target's unlabelled pool, test on "
+        f"{ROWS:,} of the target; `--max_length {arguments.max_length}`, default encoder "
         f"(all-MiniLM-L6-v2), no validation rows; seeds {arguments.seeds}. "
         f"Accuracy in %; the difference to {arguments.baseline} is paired, with a 95 % bootstrap interval over pairs "
         "and test rows, seeds averaged. Seconds: the median of preparing, training and labelling, what was encoded "
@@ -213,7 +229,8 @@ def write(rows: pd.DataFrame, pairs: list[tuple[str, str]], arms: list[str], arg
         f"{hardware()}; {tools}.",
         "",
         f"Command: `python benchmarks/amazon12.py --data ... --arms {' '.join(arguments.arms)} --pairs "
-        f"{' '.join(arguments.pairs)} --seeds {' '.join(map(str, arguments.seeds))} --max_rows {arguments.max_rows} "
+        f"{' '.join(arguments.pairs)} --seeds {' '.join(map(str, arguments.seeds))} --source_rows "
+        f"{arguments.source_rows} "
         f"--max_length {arguments.max_length} --baseline {arguments.baseline}`",
         "",
         f"| arm | {heads} | mean | difference to {arguments.baseline} | seconds |",

@@ -148,6 +148,9 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
     leaks = strays & labelled["key"].isin(test_keys)
     if (own := int((leaks & ~is_target).sum())) > 0.5 * len(source):
         problems.append(f"{own} of {len(source)} source rows are also target test rows; source and target must differ.")
+    elif (same := source["key"].isin(set(target["key"]))).mean() > 0.5:  # split alike, so that nothing leaks
+        problems.append(f"{same.sum()} of {len(source)} source rows are also target rows; source and target must "
+                        "differ.")  # fmt: skip
     else:
         labelled, is_target = labelled[~strays], is_target[~strays]
     if args.target_only:
@@ -172,7 +175,7 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
             notes.append(
                 f"{own.sum()} of {len(own)} unlabelled texts are also source rows: there is nothing to adapt to"
             )
-        held_out = left["key"].isin(set(labelled.loc[labelled["split"] != "train", "key"]))
+        held_out = left["key"].isin(set(labelled.loc[labelled["split"].isin(["validation", "test"]), "key"]))
         if held_out.any():
             notes.append(f"left out {held_out.sum()} unlabelled texts that are held-out labelled rows too")
         again = left["key"].duplicated() & ~held_out

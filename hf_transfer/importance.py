@@ -61,9 +61,10 @@ def weigh(job: Job, args: SourceArguments) -> tuple[Setup, dict[str, Any]]:
         return setup, {}
     assert job.domains.unlabeled is not None
     train, names = job.domains.train, np.array(job.domains.train["domain"][:])
-    if kind == "domains" and len(set(names)) < 2:
-        raise UserError(f"--source_weights domains needs several sources, there is one ({names[0]}); name more tables "
-                        "with --source, or use importance.")  # fmt: skip
+    sources = sorted({*map(str, names)} - {job.domains.facts["target"]})  # few labelled target rows are no source
+    if kind == "domains" and len(sources) < 2:
+        raise UserError(f"--source_weights domains needs several sources, there is one ({sources[0]}); name more "
+                        "tables with --source, or use importance.")  # fmt: skip
     texts = train["text"][:], job.domains.unlabeled["text"][:]
     for side, own in zip(("source training", "unlabelled target"), texts, strict=True):
         if (count := len({normalise(text) for text in own})) < FEWEST:

@@ -103,7 +103,7 @@ def em(probabilities: np.ndarray, prior: np.ndarray, start: np.ndarray | None = 
     while True:
         joint = ratios * mix
         new = (joint / joint.sum(axis=1, keepdims=True)).mean(axis=0)
-        if np.abs(new - mix).max() < TOLERANCE:
+        if not np.abs(new - mix).max() >= TOLERANCE:  # also of what is no number
             return new
         mix = new
 

@@ -49,7 +49,8 @@ def rewrite(texts: list[str], own: dict[str, float], loaded: Loaded, *, quiet: b
         loaded: a masked language model of the target's text.
         quiet: no progress bar.
     """
-    where = [places(text, own) for text in texts]
+    mask = loaded.tokenizer.mask_token
+    where = [[] if mask in text else places(text, own) for text in texts]  # its own masks could not be told from ours
     order = sorted((i for i in range(len(texts)) if where[i]), key=lambda i: len(texts[i]))
     allowed = _words_beside(own, loaded.tokenizer)
     out = list(texts)
@@ -58,7 +59,7 @@ def rewrite(texts: list[str], own: dict[str, float], loaded: Loaded, *, quiet: b
     with torch.inference_mode(), tqdm(desc="rewrite", total=len(order), unit="text", disable=quiet, leave=False) as bar:
         for begin in range(0, len(order), BATCH):
             rows = order[begin : begin + BATCH]
-            masked = [_replaced(texts[i], where[i], [loaded.tokenizer.mask_token] * len(where[i])) for i in rows]
+            masked = [_replaced(texts[i], where[i], [mask] * len(where[i])) for i in rows]
             inputs = loaded.tokenizer(
                 masked, truncation=True, max_length=longest_input(loaded), padding=True, return_tensors="pt"
             ).to(device)

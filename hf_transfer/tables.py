@@ -31,6 +31,7 @@ TEXT_COLUMNS = ("text", "sentence", "review", "content", "body", "comment", "mes
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target", "polarity", "is_spam", "spam", "stars",
                  "rating", "y")  # fmt: skip
 MISSING_LIMIT = 0.05
+UNSUPERVISED = "unsupervised"  # the part of a Hub data set whose labels mean nothing
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 
 
@@ -67,7 +68,7 @@ def read_table(
     Raises:
         UserError: it can't be read, lacks columns, or over 5 % of its texts or labels are missing; all found.
     """
-    whole = dataset = _load(spec)
+    whole = dataset = _load(spec, labelled=labelled)
     kept = np.arange(len(whole))
     if max_rows is not None and len(whole) > max_rows:
         kept = np.array(sorted(random.Random(0).sample(range(len(whole)), max_rows)))
@@ -118,14 +119,14 @@ def open_table(spec: str, text_column: str | None = None) -> tuple[Dataset, str]
     return dataset, _text_column(spec, dataset, text_column)
 
 
-def _load(spec: str) -> Dataset:
+def _load(spec: str, *, labelled: bool = True) -> Dataset:
     import datasets
 
     path = Path(spec).expanduser()
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             try:
-                return _one_dataset(datasets.load_from_disk(str(path)))
+                return _one_dataset(datasets.load_from_disk(str(path)), labelled=labelled)
             except Exception as error:
                 raise UserError(f"{spec} looks like a save_to_disk folder but can't be read: {_line(error)} "
                                 "Save it again, with rows.") from error  # fmt: skip
@@ -157,10 +158,11 @@ def _load(spec: str) -> Dataset:
         raise UserError(
             f"{here}: {reason} Check the path or the id `name:config@revision`, and the connection."
         ) from error
-    return _one_dataset(loaded)
+    return _one_dataset(loaded, labelled=labelled)
 
 
-def _one_dataset(loaded: Any) -> Dataset:
+def _one_dataset(loaded: Any, *, labelled: bool) -> Dataset:
+    """Return all parts as one; without the one that has no labels, if they are wanted."""
     import datasets
 
     if isinstance(loaded, datasets.Dataset):
@@ -169,9 +171,11 @@ def _one_dataset(loaded: Any) -> Dataset:
         return next(iter(loaded.values()))
     return datasets.concatenate_datasets(
         [
-            part if "split" in part.column_names else part.add_column("split", [name] * len(part))
+            part
+            if "split" in part.column_names
+            else part.add_column("split", ["train" if name == UNSUPERVISED else name] * len(part))
             for name, part in loaded.items()
-            if name != "unsupervised"
+            if name != UNSUPERVISED or not labelled
         ]
     )
 

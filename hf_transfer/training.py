@@ -137,6 +137,7 @@ def make_trainer(
         metric_for_best_model=(prepared.headline or given.metric_for_best_model or task.headline)
         if evaluates
         else None,
+        **({"greater_is_better": None} if prepared.headline else {}),  # by its name, not by that of another metric
         restore_callback_states_from_checkpoint=True,  # a resumed run stops early when the whole one would have
         resume=False,
         push_to_hub=False,  # only the finished run is pushed, when it is verified

@@ -27,6 +27,7 @@ from hf_transfer import methods, pooling
 from hf_transfer.arguments import expand, flag, parse
 from hf_transfer.begin import Job, begin, class_weights
 from hf_transfer.errors import UserError, reporting_errors
+from hf_transfer.features import from_first_process
 from hf_transfer.finish import finish
 from hf_transfer.held_out import HeldOut
 from hf_transfer.label_prior import tempered, weighed_mix
@@ -43,7 +44,7 @@ from hf_transfer.pseudo import (
     temperature,
     training_rows,
 )
-from hf_transfer.results import Run, load_run
+from hf_transfer.results import Run, load_run, write_atomically
 from hf_transfer.training import fit
 
 SAME = 0.99  # share of equal labels after which another round would bring nothing
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> Run:
         source = np.array(job.encoded["train"]["labels"][:])
         truth = np.array(job.encoded["validation"]["labels"][:] if len(job.encoded["validation"]) else [], dtype=int)
         shares = np.bincount(source, minlength=len(job.domains.label_names)) / len(source)
-        before, kept, first, first_mix, log = None, None, None, shares, []
+        before, kept, first, first_mix, log, best = None, None, None, shares, [], 0.0
         if how.teachers:
             for teacher in how.teachers:
                 run = load_run(teacher)
@@ -106,7 +107,8 @@ def main(argv: list[str] | None = None) -> Run:
                 probabilities, prior = taught(how.teachers, job.domains, quiet=job.console.quiet)
             before = _chosen(job, probabilities, prior, shares, how.fraction)
         for number in range(1 if how.teachers else 0, how.rounds + 1):
-            now, prepared, history = _round(job, before, kept[2] if kept else None)
+            _keep_own_checkpoints(job, later=kept is not None)
+            now, prepared, history = _round(job, before, kept[1] if kept else None)
             with job.meter.stage("label the target"):
                 of_pool, of_source = logits_of(now, prepared)
             probabilities, of_source = (scipy.special.softmax(logits, axis=1) for logits in (of_pool, of_source))
@@ -120,15 +122,15 @@ def main(argv: list[str] | None = None) -> Run:
             job.console.say(f"round {number}: {rows} rows"
                             + (f", {right:.1%} of held-out source rows right" if right is not None else "")
                             + (f", {same:.1%} of the target's labels as before" if number else ""))  # fmt: skip
-            if kept is not None and (right or 0.0) < (kept[0] or 0.0) - WORSE:
+            if (right or 0.0) < best - WORSE:
                 job.console.say(f"round {number} is worse on the source and dropped.")
                 break
-            kept, before = (right, now, prepared, history), chosen
+            best, kept, before = max(best, right or 0.0), (now, prepared, history), chosen
             first, first_mix = (prepared.head, mix) if number == 0 else (first, first_mix)
             if same > SAME:
                 break
         assert kept is not None
-        _, now, prepared, history = kept
+        now, prepared, history = kept
         if _averaged(prepared, first):
             prepared.choices["mean_with_first_head"] = True  # a mean of logits: the mixes' geometric mean is behind it
             last_mix = weighed_mix(prepared.choices["label_shares"], now.setup.class_weights)
@@ -167,7 +169,6 @@ def _round(job: Job, pseudo: Pseudo | None, last: Prepared | None) -> tuple[Job,
     learned = learned[learned != NO_LABEL]
     weights = class_weights(arguments, learned, classes)
     job = replace(job, setup=replace(job.setup, loaded=loaded, train=train, class_weights=weights))
-    shutil.rmtree(job.partial / "checkpoints", ignore_errors=True)
     set_seed(seed)
     with job.meter.stage("prepare"):
         prepared = arguments.method_module.prepare(job.setup, replace(arguments.method, **settled))
@@ -183,6 +184,18 @@ def _round(job: Job, pseudo: Pseudo | None, last: Prepared | None) -> tuple[Job,
     if prepared.inputs is not None:  # its lower layers were left out while training
         prepared.merge(prepared.model, loaded.tokenizer)
     return job, prepared, history
+
+
+def _keep_own_checkpoints(job: Job, *, later: bool) -> None:
+    """Remove the checkpoints of other rounds; a first one that was killed goes on from its own with --resume."""
+    folder = job.partial / "checkpoints"
+    note = folder / "of_later_round"  # what those were trained on is gone after a kill: the rounds begin again
+    if from_first_process(later or note.is_file()) and job.arguments.train.process_index == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        if later:
+            folder.mkdir(parents=True)
+            write_atomically(note, "")
+    from_first_process(None)  # the others look for checkpoints when it is done
 
 
 def _averaged(prepared: Prepared, first: nn.Module | None) -> bool:

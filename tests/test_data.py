@@ -387,6 +387,8 @@ def test_leaks_are_removed_and_counted(tables_in):
 def test_the_same_table_twice_is_refused(tables_in):
     with pytest.raises(DataError, match="80 of 100 source rows are also target test rows"):
         tables_in.load(make_rows("hotel", 100), make_rows("hotel", 100))
+    with pytest.raises(DataError, match="100 of 100 source rows are also target rows; source and target must differ"):
+        tables_in.load(make_rows("hotel", 100), make_rows("hotel", 100), target_shots="all")
 
 
 @pytest.mark.parametrize("shots", ["0", "4", "all"])
@@ -472,6 +474,15 @@ def test_without_a_target_the_source_is_tested(tables_in):
     assert domains.facts["target"] is None
     with pytest.raises(DataError, match="nothing to test on"):
         tables_in.load(make_rows("hotel", 100), test_fraction=0.0)
+
+
+@pytest.mark.parametrize("shots", ["0", "4"])
+def test_target_rows_that_nobody_uses_may_be_its_unlabelled_texts(tables_in, shots):
+    target = [{**row, "split": "test" if i // 2 % 2 else "train"} for i, row in enumerate(make_rows("film", 80))]
+    file = tables_in.write("more", [{"text": row["text"]} for row in target if row["split"] == "train"])
+    domains = tables_in.load(make_rows("hotel", 100), target, target_unlabeled=file, target_shots=shots)
+    assert len(domains.unlabeled) == len(set(domains.unlabeled["text"])) == 40
+    assert not set(domains.unlabeled["text"]) & set(domains.target_test["text"])
 
 
 def test_unlabelled_rows_are_counted_and_compared(tables_in):

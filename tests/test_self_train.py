@@ -9,6 +9,7 @@ import conftest
 import numpy as np
 import pytest
 import scipy.special
+from safetensors.numpy import load_file
 from transformers import AutoTokenizer, BertModel, GPT2Model
 from warm import launch
 
@@ -163,6 +164,56 @@ def test_a_round_that_is_worse_on_the_source_is_dropped(rounds, tables, capsys):
     assert saved is heads[0]
     assert "mean_with_first_head" not in run.choices
     assert "round 1 is worse on the source and dropped" in capsys.readouterr().out
+
+
+@pytest.mark.recipe
+def test_a_slow_decline_ends_the_rounds(rounds, tables, monkeypatch, tiny, frozen):
+    """Every round loses less than what it may, but they are compared with the best one."""
+    truth, given = held_out_truth(tables), []
+    for wrong in range(4):
+        labels = np.where(np.arange(len(truth)) < wrong, 1 - truth, truth)
+        given.append((logits_of_labels((np.arange(40) + wrong) // 2 % 2), logits_of_labels(labels)))
+    main = conftest.load_recipe("self_train")
+    monkeypatch.setattr(conftest, "load_recipe", lambda name: main)
+    monkeypatch.setitem(main.__globals__, "WORSE", 1.5 / len(truth))
+    run, heads, saved = rounds(given)
+    assert [one["round"] for one in run.choices["rounds"]] == [0, 1, 2]
+    assert saved is not heads[2]
+
+
+@pytest.mark.recipe
+def test_a_killed_round_goes_on(tiny, tables, tmp_path, monkeypatch):
+    """The first one, from its checkpoint; killed in a later one they begin again. The end is the same."""
+    from hf_transfer import training
+
+    pool = conftest.write_table(tmp_path / "pool.jsonl", [{"text": t} for t in conftest.corpus_texts("films")[:60]])
+    main, steps = conftest.load_recipe("self_train"), []
+
+    def train(name, *more, last=10**6):
+        def note(self, args, state, control, **rest):
+            steps.append(state.global_step)
+            if len(steps) == last:
+                raise KeyboardInterrupt
+
+        steps.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(training.Spent, "on_step_end", note)
+            return main(["--model", str(tiny), "--source", str(tables["source"]), "--target", str(tables["target"]),
+                         "--target_unlabeled", str(pool), "--max_length", "40", "--validation_fraction", "0.2",
+                         "--num_train_epochs", "3", "--early_stopping_patience", "0", "--learning_rate", "1e-3",
+                         "--quiet", "--output_dir", str(tmp_path / name), *more])  # fmt: skip
+
+    whole = load_file(train("whole").folder / "model.safetensors")
+    every = [*steps]
+    first = every[1:].index(1) + 1
+    assert first < len(every)
+    for killed_at, repeated in ((first - 1, every[first // 3 * 2 :]), (first + 2, every)):
+        with pytest.raises(KeyboardInterrupt):
+            train(f"at{killed_at}", last=killed_at)
+        found = load_file(train(f"at{killed_at}", "--resume").folder / "model.safetensors")
+        assert steps == repeated
+        for name, value in whole.items():
+            np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.recipe

@@ -133,6 +133,9 @@ def test_save_to_disk_dataset_dict(tmp_path):
     assert pairs(table) == list(zip(TEXTS, LABELS, strict=True))
     assert table.rows["split"].value_counts().to_dict() == {"train": 10, "test": 4, "validation": 2}
     assert {t for t, s in zip(texts_of(table), table.rows["split"], strict=True) if s == "test"} == set(TEXTS[12:])
+    pool = read_table(str(tmp_path / "books"), labelled=False)
+    assert texts_of(pool) == [*TEXTS, "no label here"]
+    assert pool.rows["split"].value_counts().to_dict() == {"train": 11, "test": 4, "validation": 2}
 
 
 def test_dataset_dict_with_one_part_is_not_split(tmp_path):
