@@ -19,9 +19,9 @@ from hf_transfer.controls import Control, run_controls
 from hf_transfer.data import Domains, load_data, summary
 from hf_transfer.errors import UserError
 from hf_transfer.features import cache_folder, cache_key, table_key
+from hf_transfer.leaks import check_model, seen_before
 from hf_transfer.methods import Setup
 from hf_transfer.models import Loaded, load_model, longest_input, ordered_labels, public_name
-from hf_transfer.pretraining import seen_before
 from hf_transfer.publish import check_push
 from hf_transfer.resources import Meter
 from hf_transfer.results import check_writable
@@ -91,6 +91,7 @@ def begin(arguments: Arguments) -> Iterator[Job]:
             pool = None
             if domains.unlabeled is not None:
                 pool, _ = encode_rows(domains.unlabeled, ["text"], loaded, task, arguments.data.max_length)
+        check_model(loaded.name, domains, quiet=console.quiet)
         if seen := seen_before(loaded.name, domains.test):
             domains.facts["pretrained_on_test_texts"] = seen
             domains.notes.append(f"LEAK: --model was pretrained on {seen} of the texts that are tested; for a fair "

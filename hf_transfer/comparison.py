@@ -25,9 +25,9 @@ from hf_transfer.controls import Control, run_controls
 from hf_transfer.data import Domains, load_data, summary
 from hf_transfer.errors import UserError, listed
 from hf_transfer.features import cache_key, weights_key
+from hf_transfer.leaks import check_model, seen_before
 from hf_transfer.methods import Setup
 from hf_transfer.models import load_model, ordered_labels
-from hf_transfer.pretraining import seen_before
 from hf_transfer.processes import warm_up
 from hf_transfer.resources import Meter
 from hf_transfer.results import check_writable, write_atomically
@@ -194,6 +194,7 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
             simple["tfidf on the target"] = run_controls(alone, None, split_seed, meter)["tfidf"]
     loaded = load_model(arguments.model, task, domains.label_names, train.seed)
     encoded, cut = encode_all(arguments, domains, loaded, task)
+    check_model(loaded.name, domains, quiet=console.quiet)
     if seen := seen_before(loaded.name, domains.test):
         raise UserError(f"LEAK: --model was pretrained on {seen} of the texts that are tested; pretrain without them.")
     console.say(summary(domains, cut))

@@ -14,6 +14,7 @@ from hf_transfer.arguments import as_dict, is_hub_flag
 from hf_transfer.controls import Control
 from hf_transfer.evaluation import intervals, paired_difference, slices
 from hf_transfer.inference import predict_logits
+from hf_transfer.leaks import KEYS
 from hf_transfer.methods import Prepared, Setup
 from hf_transfer.models import longest_input, public_name
 from hf_transfer.profile import profile_table
@@ -160,6 +161,8 @@ def _write(
             tokenizer.save_pretrained(partial)
             _predictions(domains, logits, partial / "predictions.parquet")
             _record(model, tokenizer, domains, setup, task, logits, partial)
+            if (known := Path(setup.loaded.name).expanduser() / KEYS).is_file():  # as long as it is trained on
+                shutil.copyfile(known, partial / KEYS)
     seconds = {**meter.seconds, "total": round(sum(meter.seconds.values()), 3)}
     run = Run(
         folder=Path(str(arguments.train.output_dir)),

@@ -28,6 +28,7 @@ from hf_transfer.arguments import as_dict
 from hf_transfer.data import FEW_UNLABELED, fingerprint
 from hf_transfer.errors import UserError, listed
 from hf_transfer.finish import close_folder
+from hf_transfer.leaks import KEYS
 from hf_transfer.methods import Prepared, Setup, as_it_is
 from hf_transfer.models import Loaded, public_name, read_config
 from hf_transfer.objectives import NOTHING, padded
@@ -36,7 +37,6 @@ from hf_transfer.results import write_atomically
 from hf_transfer.tables import read_table
 from hf_transfer.tasks import Task
 from hf_transfer.tasks.text_classification import encode
-from hf_transfer.texts import text_facts
 from hf_transfer.training import fit, last_whole_checkpoint
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from hf_transfer.arguments import Arguments, PretrainedArguments
     from hf_transfer.resources import Meter
 
-FILE, KEYS = "pretraining.json", "pretraining_keys.parquet"  # the latter by which a text is known again
+FILE = "pretraining.json"
 # how long what is new learns alone, as a share of the whole training and beside it, and how fast
 HEAD_SHARE, HEAD_LEARNING_RATE = 0.2, 1e-3
 
@@ -282,12 +282,6 @@ def learn_new(prepared: Prepared, setup: Setup, task: Task, arguments: Arguments
     for parameter in moving:
         parameter.requires_grad = True
     return history
-
-
-def seen_before(model_name: str, rows: Dataset) -> int:
-    """Return how many of `rows` (column `text`) the model in folder `model_name` was pretrained on by this recipe."""
-    file = Path(model_name).expanduser() / KEYS
-    return int(text_facts(rows)["key"].isin(pd.read_parquet(file)["key"]).sum()) if file.is_file() else 0
 
 
 def _first(history: list[dict[str, Any]]) -> float | None:

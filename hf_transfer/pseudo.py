@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_transfer.candidates import FEWEST_HELD_OUT, learned_keys, read_data
+from hf_transfer.candidates import FEWEST_HELD_OUT
 from hf_transfer.data import FEW_UNLABELED
 from hf_transfer.errors import UserError, listed
 from hf_transfer.features import from_first_process
 from hf_transfer.held_out import HeldOut, held_out
 from hf_transfer.inference import predict_logits
 from hf_transfer.label_prior import em, fit_temperature, tempered, training_mix
+from hf_transfer.leaks import tested_rows
 from hf_transfer.methods import NO_LABEL
-from hf_transfer.texts import text_facts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from hf_transfer.begin import Job
     from hf_transfer.data import Domains
     from hf_transfer.methods import Prepared
-    from hf_transfer.results import Run
 
 PIECE = 256  # texts between two moves of the bar
 MOVED = 0.1  # total variation of two mixes of labels; a guess: less may be EM's error where texts differ, not labels
@@ -155,7 +154,7 @@ def taught(folders: list[str], domains: Domains, *, quiet: bool) -> tuple[np.nda
         if run.data["fingerprint"] != domains.facts["fingerprint"] and str(run.arguments["target_shots"]) != "0":
             raise UserError(f"--teachers {run.folder} learned from target labels, and from another split than this: it "
                             "may have seen rows that are tested here. Name a run without --target_shots.")  # fmt: skip
-        if run.data["fingerprint"] != domains.facts["fingerprint"] and (seen := _tested(run, domains, quiet=quiet)):
+        if seen := tested_rows(run, domains, quiet=quiet):
             raise UserError(f"LEAK: --teachers {run.folder} learned from the labels of {seen} rows that are tested "
                             "here; name a run that was trained without them.")  # fmt: skip
     if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0:
@@ -183,12 +182,3 @@ def temperature(known: HeldOut, prior: np.ndarray) -> float | None:
         prior: (classes,) the mix of labels that it learned from.
     """
     return fit_temperature(known, prior) if len(known.labels) >= FEWEST_HELD_OUT else None
-
-
-def _tested(run: Run, domains: Domains, *, quiet: bool) -> int:
-    """Return how many of the rows tested here `run` learned from; where its data are gone, all if it may have."""
-    data = read_data(run, quiet=quiet)
-    if isinstance(data, str):
-        target = domains.facts["target"]
-        return len(domains.test) if target in run.data["domains"] and target != run.data["target"] else 0
-    return int(text_facts(domains.test)["key"].isin(learned_keys(data, quiet=quiet)).sum())

@@ -31,6 +31,7 @@ TEXT_COLUMNS = ("text", "sentence", "review", "content", "body", "comment", "mes
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target", "polarity", "is_spam", "spam", "stars",
                  "rating", "y")  # fmt: skip
 MISSING_LIMIT = 0.05
+REWRITTEN_FROM = "rewritten_from"  # column with what a text was before rewrite_source: by that it is known again
 UNSUPERVISED = "unsupervised"  # the part of a Hub data set whose labels mean nothing
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w-][\w.-]*)?)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 
@@ -42,8 +43,9 @@ class Table:
     Attributes:
         name: short name of the domain, from the file's name.
         texts: column `text` of every row of the file, memory-mapped.
-        rows: columns `row` (position in the file), `key`, `content`, `words` (see `text_facts`), and where there are
-            any `label` (text), `split`, `domain`; rows without text or label are left out.
+        rows: columns `row` (position in the file), `key`, `content`, `words` (see `text_facts`; the key of what a text
+            was before it was rewritten), and where there are any `label` (text), `split`, `domain`; rows without text
+            or label are left out.
         notes: what was guessed or dropped, one line each.
     """
 
@@ -98,6 +100,8 @@ def read_table(
     if texts is None:
         raise DataError(problems)
     rows = text_facts(texts if whole is dataset else texts.select(kept), quiet=quiet)
+    if REWRITTEN_FROM in dataset.column_names:
+        rows["key"] = text_facts(_texts(spec, dataset, REWRITTEN_FROM), quiet=quiet)["key"]
     rows.insert(0, "row", kept)
     rows = rows.assign(**{name: values for name, values in columns.items() if values is not None})
     notes = [f"text from column '{text}'" + (f", label from '{label}'" if label else "")]

@@ -4,7 +4,8 @@
         --classifier runs/full --output books_as_kitchen.jsonl
 
 `--model` comes from pretrain_domain, `--classifier` is a finished run. Labels are kept; a text that the classifier no
-longer gives its label stays as it was. The new table has a column `rewritten` that says which are new.
+longer gives its label stays as it was. The new table says which are new, and what they were: a text that is also tested
+in the target is left out of training, rewritten or not.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import numpy as np
 import pandas as pd
 
 from hf_transfer.console import Console
+from hf_transfer.data import FEW_UNLABELED
 from hf_transfer.errors import UserError, listed, reporting_errors
 from hf_transfer.models import load_pretrained
 from hf_transfer.objectives import mlm
 from hf_transfer.predict import scorer
 from hf_transfer.results import check_writable, load_run, write_atomically
 from hf_transfer.rewriting import own_words, rewrite
-from hf_transfer.tables import read_table
+from hf_transfer.tables import REWRITTEN_FROM, read_table
 
 WRITERS = {
     ".csv": lambda frame: frame.to_csv(index=False),
@@ -56,6 +58,8 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     if unknown := sorted(set(source.rows["label"]) - set(run.label_names)):
         raise UserError(f"--classifier {run.folder} knows no label {listed(unknown)}; it knows "
                         f"{listed(run.label_names)}. Name a run with the source's labels.")  # fmt: skip
+    if len(target.rows) < FEW_UNLABELED:
+        console.say(f"note: only {len(target.rows)} unlabelled texts: {FEW_UNLABELED} or more tell more of a domain")
     loaded = load_pretrained(arguments.model, "main", mlm.AUTO_MODEL, 0)
     if loaded.new_parameters or loaded.tokenizer.mask_token is None:
         raise UserError(f"--model {arguments.model} has not learnt to fill in words; give one that "
@@ -67,7 +71,8 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     labels = np.array(run.label_names)[scorer(run.folder)(new).argmax(axis=1)]
     kept = changed & (labels == source.rows["label"].to_numpy())
     columns = ["label", *(["split"] if "split" in source.rows else [])]
-    frame = pd.DataFrame({"text": np.where(kept, new, texts), **source.rows[columns], "rewritten": kept})
+    frame = pd.DataFrame({"text": np.where(kept, new, texts), **source.rows[columns], "rewritten": kept,
+                          REWRITTEN_FROM: texts})  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, WRITERS[output.suffix](frame))
     console.say(f"{kept.sum()} of {len(frame)} texts rewritten; {(changed & ~kept).sum()} stay as they were, because "

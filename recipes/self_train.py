@@ -31,9 +31,9 @@ from hf_transfer.features import from_first_process
 from hf_transfer.finish import finish
 from hf_transfer.held_out import HeldOut
 from hf_transfer.label_prior import tempered, weighed_mix
+from hf_transfer.leaks import seen_before
 from hf_transfer.methods import NO_LABEL, Prepared
 from hf_transfer.models import load_model
-from hf_transfer.pretraining import seen_before
 from hf_transfer.pseudo import (
     Pseudo,
     expected_shares,

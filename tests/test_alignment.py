@@ -148,6 +148,33 @@ def test_a_cost_that_is_no_number_reaches_the_one_who_stops():
     assert torch.isnan(build("jdot")(broken, batch(1, labels=False), 0.5))
 
 
+@pytest.mark.parametrize("name", ["cdan", "dann"])
+def test_equal_domains_leave_a_discriminator_at_chance(name):
+    """Whatever it has learned: the loss of equal rows is log 2 at the least."""
+    loss = build(name)
+    for scale in (0.1, 1.0, 10.0):
+        equal = Batch(scale * batch(0).features.detach(), batch(0).logits, None)
+        assert loss(equal, equal, 0.5).item() >= np.log(2) - 1e-6
+    with torch.no_grad():
+        loss.discriminator.layers[-1].weight.zero_()
+        loss.discriminator.layers[-1].bias.zero_()
+    assert loss(equal, equal, 0.5).item() == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(("hidden", "classes"), [(6, 3), (600, 30)])
+def test_cdan_joins_features_and_classes(hidden, classes):
+    """By their outer product, or by a random projection that keeps its inner products (Long et al. 2018, eq. 6)."""
+    generator = torch.Generator().manual_seed(0)
+    one = Batch(torch.randn(8, hidden, generator=generator), 3 * torch.randn(8, classes, generator=generator), None)
+    joint = build("cdan", hidden, classes).joint(one)
+    shares = one.logits.softmax(-1)
+    expected = (one.features @ one.features.T) * (shares @ shares.T)
+    assert joint.shape == (8, min(hidden * classes, 4096))
+    assert torch.allclose(joint @ joint.T, expected, rtol=1e-4) == (hidden == 6)
+    scale = torch.outer(expected.diag(), expected.diag()).sqrt()
+    assert ((joint @ joint.T - expected).abs() / scale).max() < 0.1
+
+
 def test_adversaries_reverse_the_gradient():
     """The discriminator learns to tell the domains apart; the features move to where it can't."""
     dann = build("dann")

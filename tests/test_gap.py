@@ -77,6 +77,41 @@ def test_generated_shifts_are_told_apart(shift, measured):
     assert (len(advice) > 0) == (len(expected) > 0)
 
 
+def test_shorter_texts_have_no_other_words():
+    """Of a large vocabulary: the fewer words are counted, the further apart they would seem."""
+    rng = np.random.default_rng(0)
+    shares = 1 / np.arange(1, 3001)
+
+    def side(name, length):
+        texts = [" ".join(f"w{i}" for i in rng.choice(3000, length, p=shares / shares.sum())) for _ in range(400)]
+        return Side(name, texts, None, pd.DataFrame(), np.full(400, length), np.zeros((400, 1, 2)))
+
+    for lengths in ((60, 8), (8, 60)):
+        found = vocabulary.measure(side("here", lengths[0]), side("there", lengths[1]), 0)
+        assert not found.apart
+        null, between = (found.numbers[name] for name in ("jensen_shannon_within_source", "jensen_shannon"))
+        assert between == pytest.approx(null, rel=0.15)
+
+
+def test_a_missed_kind_of_a_frequent_label_is_no_other_concept():
+    """A probe that is right on 30 % of the target, since most of its spam is of a kind that the source has not."""
+    from hf_transfer.diagnostics import concept
+
+    rng = np.random.default_rng(0)
+
+    def side(name, spam, known):
+        ham = np.arange(400) >= spam
+        centre = np.where(ham, -1.0, np.where(np.arange(400) < known, 1.0, -0.8))
+        states = np.stack([centre, np.where(ham | (np.arange(400) < known), 0.0, 3.0)], axis=1)
+        states = (states + 0.2 * rng.normal(size=states.shape))[:, None]
+        return Side(name, [""] * 400, np.where(ham, "ham", "spam"), pd.DataFrame(), np.ones(400), states)
+
+    found = concept.measure(side("sms", 80, 80), side("comments", 340, 60), 0)
+    assert found.numbers["source_probe_on_target"] < 0.4
+    assert found.numbers["target_probe_on_target"] > 0.8
+    assert not found.apart
+
+
 def test_report_has_every_part(measured, tmp_path):
     text, facts = measured(rows(200, 1), rows(150, 2, words=GADGETS))
     assert "# Gap from here to there" in text

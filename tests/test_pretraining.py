@@ -17,7 +17,8 @@ from warm import launch
 
 from hf_transfer import alignment, objectives, tasks
 from hf_transfer.aligned import PREFIX, Aligned, MixedLoss, PairCollator, align
-from hf_transfer.arguments import PretrainedArguments, parse
+from hf_transfer.arguments import DataArguments, PretrainedArguments, parse
+from hf_transfer.data import load_data
 from hf_transfer.errors import UserError
 from hf_transfer.methods import Prepared, Setup, as_it_is
 from hf_transfer.models import load_pretrained
@@ -369,7 +370,11 @@ def test_recipes_go_on_with_what_comes_out(dapt, masking, tables, texts, recipe,
                   "--output_dir", str(tmp_path / "run")])  # fmt: skip
     assert run.model == str(dapt[0])
     assert run.data["pretrained_on_test_texts"] == run.metrics["target_test"]["n"] == 40
-    assert "LEAK: --model was pretrained on 40 of the texts that are tested" in capsys.readouterr().out
+    leak = "LEAK: --model was pretrained on 40 of the texts that are tested"
+    assert leak in capsys.readouterr().out
+    recipe(["--model", str(run.folder), "--source", str(tables["source"]), "--target", str(tables["target"]),
+            "--method", "frozen", "--max_length", "40", "--output_dir", str(tmp_path / "again")])  # fmt: skip
+    assert leak in capsys.readouterr().out, "what it was pretrained on stays known of what it became"
     pupil = conftest.load_recipe("self_train")(
         ["--model", str(masking), "--source", str(tables["source"]), "--target", str(tables["target"]), "--method",
          "frozen", "--max_length", "40", "--target_unlabeled", str(texts), "--teachers", str(run.folder),
@@ -479,12 +484,13 @@ class Best(TrainerCallback):
         self.value = state.best_metric
 
 
-def test_the_checkpoint_is_chosen_by_both_losses(dapt, tmp_path):
+@pytest.mark.parametrize("more", [[], ["--metric_for_best_model", "accuracy"]])
+def test_the_checkpoint_is_chosen_by_both_losses(more, dapt, tmp_path):
     prepared, setup = udalm_on(dapt[0])
     best = Best()
     prepared.callbacks.append(best)
     argv = ["--source", "x.csv", "--output_dir", str(tmp_path), "--quiet", "--precision", "fp32"]
-    arguments = parse([*argv, "--num_train_epochs", "2", "--max_length", "40"])
+    arguments = parse([*argv, "--num_train_epochs", "2", "--max_length", "40", *more])
     fit(prepared, setup, tasks.load("text_classification"), arguments, tmp_path / "partial")
     measured = prepared.choices["mixed_losses"]
     assert len(measured) == 2
@@ -576,6 +582,9 @@ def test_only_the_sources_own_words_give_way(dapt):
         loaded.model.get_output_embeddings().bias[likeliest] += 1000
     new = rewrite([text, "Nothing of the kind.", ""], {"hotel": 9.0, "staff": 7.0}, loaded)
     assert new[1:] == ["Nothing of the kind.", ""]
+    assert rewrite(["A <mask> of the hotel staff."], {"hotel": 9.0, "staff": 7.0}, loaded) == [
+        "A <mask> of the hotel staff."
+    ]
     before, after = text.split(), new[0].split()
     assert [i for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other] == [1, 7, 10]
     assert not {"hotel", "staff"} & {word.strip(".,").lower() for word in after}
@@ -607,6 +616,13 @@ def test_a_text_that_would_change_its_label_stays_as_it_was(dapt, tables, texts,
         assert new["rewritten"] == (new["text"] != row["text"])
         if new["rewritten"]:
             assert label(new["text"])[0]["label"] == row["label"]
+    before = [row for row, new in zip(rows, written, strict=True) if new["rewritten"]][:10]
+    again = conftest.write_table(tmp_path / "tested.jsonl", [*before, *map(json.loads, tables["target"].open())])
+    domains = load_data(DataArguments(source=[str(tmp_path / "new.jsonl")], target=str(again)), 0)
+    learned = {*domains.train["text"], *domains.validation["text"]}
+    after = {new["text"] for row, new in zip(rows, written, strict=True) if row in before}
+    assert len(after) == len(before) >= 1
+    assert not after & learned, "what is tested is known again"
     with pytest.raises(UserError, match="is there already"):
         rewriting(argv)
     with pytest.raises(UserError, match="has not learnt to fill in words"):

@@ -167,7 +167,7 @@ def test_a_round_that_is_worse_on_the_source_is_dropped(rounds, tables, capsys):
 
 
 @pytest.mark.recipe
-def test_a_slow_decline_ends_the_rounds(rounds, tables, monkeypatch, tiny, frozen):
+def test_a_slow_decline_ends_the_rounds(rounds, tables, monkeypatch):
     """Every round loses less than what it may, but they are compared with the best one."""
     truth, given = held_out_truth(tables), []
     for wrong in range(4):
@@ -400,4 +400,8 @@ def test_teachers_that_must_not_teach(tiny, tables, tmp_path):
                           ("others", "knows the labels bad, good; these data have negative, positive")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             self_train([*argv, str(tmp_path / teacher)])
+    again = [*common[2:], *ours, "--output_dir", str(tmp_path / "no"), "--model"]
+    with pytest.raises(UserError, match=r"LEAK: --model .*both learned from the labels of \d+ rows that are tested"):
+        finetune([*again, str(tmp_path / "both")])
     assert not (tmp_path / "no").exists()
+    finetune([*again, str(tmp_path / "few"), "--target_shots", "4"])  # the same data and splits

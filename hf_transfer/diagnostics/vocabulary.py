@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 
@@ -15,7 +16,7 @@ FEWEST = 30  # rows with matched labels, below which labels are left as they are
 
 
 def measure(source: Side, target: Side, seed: int) -> Finding:
-    """Compare word frequencies; the null is the same between two halves of the source.
+    """Compare word frequencies; the null is the same between two halves of the source, of as many words each.
 
     Where both domains have labels, target rows are drawn with the source's shares of them, so that words differ here by
     more than the mix of labels.
@@ -26,9 +27,11 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(source.texts))
     other = _like(source, target, rng)
-    size = min(len(order) // 2, len(other))
-    halves = [_count(source, order[:size]), _count(source, order[size : 2 * size])]
-    theirs = _count(target, other[:size])
+    half = len(order) // 2
+    rows = [[words(side.texts[int(i)]) for i in part]
+            for side, part in ((source, order[:half]), (source, order[half : 2 * half]), (target, other))]  # fmt: skip
+    size = min(sum(map(len, part)) for part in rows)  # fewer words would lie further apart by chance
+    *halves, theirs = (_first(part, size) for part in rows)
     null, between = _distance(*halves), _distance(halves[0], theirs)
     unseen_null, unseen = _unseen(*halves), _unseen(halves[0], theirs)
     everything = [_count(side, np.arange(len(side.texts))) for side in (source, target)]
@@ -80,6 +83,11 @@ def words(text: str) -> list[str]:
 
 def _count(side: Side, rows: np.ndarray) -> Counter[str]:
     return Counter(word for i in rows for word in words(side.texts[int(i)]))
+
+
+def _first(texts: list[list[str]], size: int) -> Counter[str]:
+    """Count the words of the first texts that hold `size` of them together."""
+    return Counter(itertools.islice(itertools.chain.from_iterable(texts), size))
 
 
 def _distance(a: Counter[str], b: Counter[str]) -> float:
