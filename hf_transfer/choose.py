@@ -143,7 +143,7 @@ def report(facts: dict[str, Any]) -> str:
              "all runs, those that are out included.", "", *aligned(cells), ""]  # fmt: skip
     head = ["score", "better", "chooses", "seconds"]
     for test in backtests:
-        head += [f"back-test on {test['domain']}: Spearman", "Kendall", "regret, points"]
+        head += [f"back-test on {test['domain']}: Spearman", "Kendall", "regret, points", "off by, points"]
     cells = [head]
     for name in [*scores, "recommendation"]:
         if name == "recommendation":
@@ -155,8 +155,9 @@ def report(facts: dict[str, Any]) -> str:
             line = [name.replace("_", " ") + votes, better, one["chooses"] or "", f"{one['seconds']:.1f}"]
         for test in backtests:
             result = test["scores"][name]
-            regret = None if result["regret"] is None else 100 * result["regret"]
-            line += [number(result["spearman"], "+.2f"), number(result["kendall"], "+.2f"), number(regret, ".1f")]
+            regret, off = (None if result[name] is None else 100 * result[name] for name in ("regret", "off"))
+            line += [number(result["spearman"], "+.2f"), number(result["kendall"], "+.2f"), number(regret, ".1f"),
+                     number(off, ".1f")]  # fmt: skip
         cells.append(line)
     lines += aligned(cells)
     for test in backtests:

@@ -283,6 +283,8 @@ def test_bad_runs_are_never_recommended(made, tmp_path, capsys):
     assert test["scores"]["recommendation"]["regret"] == 0
     assert test["scores"]["source_validation"]["regret"] == pytest.approx(best - test["accuracy"]["constant"])
     assert "back-test on dvd: Spearman" in said
+    assert 0 < test["scores"]["agreement"]["off"] < 0.5
+    assert "off by, points" in said
 
 
 @pytest.mark.recipe
@@ -294,8 +296,12 @@ def test_a_back_test_counts_pairs_as_kendall_does():
     assert found["source_validation"]["kendall"] == pytest.approx(-1 / 3)  # one pair of three in order
     assert found["source_validation"]["regret"] == pytest.approx(0.3)
     assert found["entropy"]["spearman"] == pytest.approx(-1)  # lower is better, and the best has most
-    assert found["agreement"] == {"spearman": None, "kendall": None, "regret": pytest.approx(0.3)}
-    assert found["reverse_validation"] == {"spearman": None, "kendall": None, "regret": None}
+    assert found["agreement"] == {
+        "spearman": None, "kendall": None, "regret": pytest.approx(0.3), "off": pytest.approx((0.1 + 0.4 + 0.2) / 3)
+    }  # fmt: skip
+    assert found["source_validation"]["off"] == pytest.approx((0.3 + 0.1) / 3)
+    assert found["entropy"]["off"] is None, "it is no estimate of accuracy"
+    assert found["reverse_validation"] == {"spearman": None, "kendall": None, "regret": None, "off": None}
     assert found["recommendation"]["regret"] == 0
 
 
