@@ -16,6 +16,9 @@ from hf_transfer.samples import ROWS, out_folder, read_domain, sides
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from matplotlib.axes import Axes
+
+SHOWN = 12  # labels in the plot
 FEWEST = 40  # rows of a domain that halves of it still say something about
 
 
@@ -117,16 +120,24 @@ def report(facts: dict[str, Any]) -> str:
 
 
 def plot(found: dict[str, Finding], source: Side, target: Side, file: Path) -> None:
-    """Draw distance by layer beside its null, lengths, and the words that differ most."""
+    """Draw both distances by layer, what they go with, lengths, mixes of labels, and the words that differ most."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    by_layer, lengths, words = figure.subplots(1, 3)
+    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    (by_layer, kernel, parts), (lengths, labels, words) = figure.subplots(2, 3)
     numbers = found["proxy_a_distance"].numbers
     by_layer.plot(numbers["by_layer"], marker="o", label="between the domains")
     by_layer.plot(numbers["within_domain_by_layer"], marker="o", color="0.6", label="within a domain")
     by_layer.set(title="proxy A-distance", xlabel="layer (0: embeddings)", ylim=(-0.05, 2.05))
     by_layer.legend(fontsize=8)
+    kernel.plot(found["mmd"].numbers["by_layer"], marker="o")
+    kernel.axhline(0, color="0.6")
+    kernel.set(title=f"MMD$^2$ (p {found['mmd'].numbers['p']:.2g})", xlabel="layer (0: embeddings)")
+    shares = found["parts"].numbers.get("parts", {})
+    _bars(parts, {"": shares}, "what MMD$^2$ goes with", "nothing to divide")
+    mixes = found["labels"].numbers.get("shares", {})
+    named = {side.name: mixes[key] for key, side in (("source", source), ("target", target)) if key in mixes}
+    _bars(labels, named, "mix of labels", "not both have labels")
     counts = [side.facts["words"].to_numpy() for side in (source, target)]
     bins = np.linspace(0, max(1, np.quantile(np.concatenate(counts), 0.98)), 40)
     for side, one in zip((source, target), counts, strict=True):
@@ -139,5 +150,25 @@ def plot(found: dict[str, Finding], source: Side, target: Side, file: Path) -> N
     ]
     words.barh(range(len(more)), [z for _, z in more], color=["tab:orange" if z > 0 else "tab:blue" for _, z in more])
     words.set_yticks(range(len(more)), [word for word, _ in more], fontsize=7)
-    words.set(title="words that differ most", xlabel=f"more in {source.name}   < z-score >   more in {target.name}")
+    words.set(title="words that differ most")
+    words.set_xlabel(f"more in {source.name}  < z-score >  more in {target.name}", fontsize=8)
     figure.savefig(file, dpi=120, metadata={"Software": None})
+
+
+def _bars(axes: Axes, shares: dict[str, dict[str, float]], title: str, otherwise: str) -> None:
+    """Draw shares by name, a colour for each of what has them; or say why there are none."""
+    axes.set_title(title)
+    names = list(dict.fromkeys(name for some in shares.values() for name in some))[:SHOWN]
+    if not names:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, otherwise, ha="center", transform=axes.transAxes)
+        return
+    height = 0.8 / len(shares)
+    for i, (label, some) in enumerate(shares.items()):
+        places = np.arange(len(names)) + (i - (len(shares) - 1) / 2) * height
+        axes.barh(places, [100 * some.get(name, 0.0) for name in names], height, alpha=0.7, label=label)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="%", xlim=(0, 100))
+    if len(shares) > 1:
+        axes.legend(fontsize=8)

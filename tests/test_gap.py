@@ -51,7 +51,9 @@ def measured(tiny, tmp_path):
 
 
 def test_all_diagnostics_are_found():
-    assert diagnostics.names() == ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
+    assert diagnostics.names() == [
+        "concept", "duplicates", "labels", "length", "mmd", "parts", "proxy_a_distance", "vocabulary"
+    ]  # fmt: skip
 
 
 SHIFTS = {
@@ -75,6 +77,65 @@ def test_generated_shifts_are_told_apart(shift, measured):
     advice = [finding["advice"] for finding in facts["findings"].values() if finding["advice"]]
     assert all(sentence in text for sentence in advice)
     assert (len(advice) > 0) == (len(expected) > 0)
+
+
+PARTS = {"label mix": {"positive": 0.9}, "length": {"long": 0.8}, "words and style": {"moved": 2.0}, "none": {}}
+
+
+@pytest.mark.parametrize("shift", PARTS)
+def test_what_the_model_sees_goes_with_what_was_changed(shift):
+    from hf_transfer.diagnostics import parts
+
+    rng = np.random.default_rng(0)
+
+    def side(name, positive=0.5, long=0.3, moved=0.0):
+        labels, lengths = (
+            rng.random(400) < positive,
+            np.where(rng.random(400) < long, 30, 10) + rng.integers(5, size=400),
+        )
+        states = rng.normal(size=(400, 4, 6))
+        states[:, :, 0] += 4 * labels[:, None]
+        states[:, :, 1] += lengths[:, None] / 5
+        states[:, :, 2] += moved
+        return Side(name, ["a " * n for n in lengths], np.where(labels, "pos", "neg"), pd.DataFrame(), lengths, states)
+
+    found = parts.measure(side("here"), side("there", **PARTS[shift]), 0)
+    assert found.apart == (shift != "none")
+    if shift != "none":
+        assert sum(found.numbers["parts"].values()) == pytest.approx(1.0, abs=1e-3)
+        assert found.numbers["parts"][shift] > 0.9
+        assert parts.REMEDIES[shift] in found.advice
+
+
+def test_length_and_words_that_can_not_be_told_apart():
+    from hf_transfer.diagnostics import parts
+
+    rng = np.random.default_rng(0)
+    sides = [Side(name, ["a " * n] * 100, None, pd.DataFrame(), np.ones(100), rng.normal(i, size=(100, 4, 6)))
+             for i, (name, n) in enumerate((("here", 5), ("there", 50)))]  # fmt: skip
+    found = parts.measure(*sides, 0)
+    assert found.numbers["parts"] == {"length, or words and style": 1.0}
+    assert found.advice == ""
+
+
+def test_weighted_mmd_is_that_of_repeated_rows():
+    from hf_transfer.diagnostics import parts
+
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(30, 4)), rng.normal(1, size=(20, 4))
+    similar = mmd.kernel(a, b)
+    first = np.arange(50) < 30
+    assert parts.weighted(similar, np.ones(30), np.ones(20)) == pytest.approx(mmd.squared(similar, first[None])[0])
+    weights = np.array([2.0] * 10 + [1.0] * 20)
+    expected = sum(
+        sign * np.average([similar[i, j] for i, j in pairs], weights=[w[i] * v[j] for i, j in pairs])
+        for sign, w, v, pairs in (
+            (1, weights, weights, [(i, j) for i in range(30) for j in range(30) if i != j]),
+            (1, np.ones(50), np.ones(50), [(i, j) for i in range(30, 50) for j in range(30, 50) if i != j]),
+            (-2, weights, np.ones(50), [(i, j) for i in range(30) for j in range(30, 50)]),
+        )
+    )
+    assert parts.weighted(similar, weights, np.ones(20)) == pytest.approx(expected)
 
 
 def test_shorter_texts_have_no_other_words():

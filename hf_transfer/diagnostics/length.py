@@ -20,9 +20,9 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     longer = quantiles[1][1] > quantiles[0][1]
     advice = ""
     if apart:
-        remedy = "raise --max_length if many tokens are cut" if longer else "prefer short source rows"
+        remedy = "raise" if longer else "lower"
         advice = (f"Target texts are {'longer' if longer else 'shorter'}: compare accuracy by length in the report, "
-                  f"and {remedy}.")  # fmt: skip
+                  f"and {remedy} --max_length to what they need.")  # fmt: skip
     return Finding(
         summary=f"median {quantiles[1][1]} words (source {quantiles[0][1]}); Kolmogorov-Smirnov {test.statistic:.2f}, "
         f"p {test.pvalue:.2g}",

@@ -27,7 +27,9 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     best, p = int(sizes[:, 0].argmax()), share_as_large(sizes.max(axis=0))
     return Finding(
         summary=f"MMD^2 {values[best, 0]:.4f} on layer {best}, p {p:.3g} ({len(values)} layers tested as one)",
-        advice="",
+        advice="The model sees the domains apart: what to do depends on what that goes with (parts)."
+        if p < 0.01
+        else "",
         apart=p < 0.01,
         numbers={
             "p": round(p, 6),
@@ -37,15 +39,15 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     )
 
 
-def squared(kernel: np.ndarray, first: np.ndarray) -> np.ndarray:
+def squared(similar: np.ndarray, first: np.ndarray) -> np.ndarray:
     """Return the unbiased MMD^2 for each of several ways to divide the rows in two.
 
     Args:
-        kernel: (rows, rows).
+        similar: kernel (rows, rows).
         first: (ways, rows) whether a row is in the first sample.
     """
-    off = kernel - np.diag(np.diag(kernel))
-    one = first.astype(kernel.dtype)
+    off = similar - np.diag(np.diag(similar))
+    one = first.astype(similar.dtype)
     m, n = one.sum(1), (1 - one).sum(1)
     with_one = one @ off
     total = off.sum()
@@ -55,18 +57,21 @@ def squared(kernel: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 
 def permuted(a: np.ndarray, b: np.ndarray, seed: int) -> np.ndarray:
-    """Return MMD^2 of two samples (rows, hidden), by a Gaussian kernel of median width, then of permutations of both.
+    """Return MMD^2 of two samples (rows, hidden), then of permutations of both.
 
     One seed permutes rows of the same numbers in the same ways.
     """
+    rng = np.random.default_rng(seed)
+    real = np.arange(len(a) + len(b)) < len(a)
+    return squared(kernel(a, b), np.stack([real, *(rng.permutation(real) for _ in range(PERMUTATIONS))]))
+
+
+def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the Gaussian kernel of median width (rows, rows) between all rows of both samples (rows, hidden)."""
     from scipy.spatial.distance import pdist, squareform
 
     distances = squareform(pdist(np.concatenate([a, b]).astype(np.float64), "sqeuclidean"))
-    width = np.median(distances[distances > 0]) if (distances > 0).any() else 1.0
-    kernel = np.exp(-distances / width)
-    rng = np.random.default_rng(seed)
-    real = np.arange(len(kernel)) < len(a)
-    return squared(kernel, np.stack([real, *(rng.permutation(real) for _ in range(PERMUTATIONS))]))
+    return np.exp(-distances / (np.median(distances[distances > 0]) if (distances > 0).any() else 1.0))
 
 
 def share_as_large(values: np.ndarray) -> float:
