@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -39,9 +40,9 @@ SOURCE_LABELS = "source_labels"
 HELD_OUT = 0.1  # share of the target's texts whose masked words help to choose the checkpoint
 NEIGHBOURS = 200  # target rows of like length among which each is drawn
 # training has failed if after the share EARLY of it what the discriminator told right, of ENOUGH rows or more, was
-# never TOLD standard errors more than chance, or after the share LATE every text gets one label for PATIENCE steps:
-# before, a model may not have begun to learn
-EARLY, LATE, PATIENCE, ENOUGH, TOLD = 0.3, 0.5, 20, 1000, 4.0
+# never TOLD standard errors more than chance, or after the share LATE every text gets one label for PATIENCE steps, or
+# every target text while OTHERS source rows get another: before, a model may not have begun to learn
+EARLY, LATE, PATIENCE, ENOUGH, TOLD, OTHERS = 0.3, 0.5, 20, 1000, 4.0, 100
 MIXED = "mixed_losses"  # among a run's `choices`
 WATCHED = "alignment.json"  # in a checkpoint: what `Progress` has seen until then
 DISCRIMINATOR_RATE = 1e-3  # it begins with random weights: at a fine-tuning's rate it would not learn in time
@@ -76,7 +77,8 @@ class Aligned(nn.Module):
         self.model, self.alignment, self.weight = model, alignment, weight
         self.config = model.config
         self.progress, self.failed = 0.0, False
-        self.given, self.meant = set[int](), set[int]()  # of this step: predicted labels, and those of source rows
+        self.given = Counter[int](), Counter[int]()  # of this step: predicted labels of source and target rows
+        self.meant = set[int]()  # the true ones of source rows
         self.seen: list[torch.Tensor] = []
         last_linear(model).register_forward_pre_hook(self._see)
 
@@ -120,7 +122,8 @@ class Aligned(nn.Module):
         if not math.isfinite(float(penalty.detach())):  # `Progress` ends it; the step must not spoil the weights
             self.failed = True
             penalty = torch.zeros_like(penalty) + sum(0.0 * p.nan_to_num().sum() for p in self.alignment.parameters())
-        self.given.update(torch.cat(logits).argmax(-1).tolist())
+        for labels, rows in zip(self.given, logits, strict=True):
+            labels.update(rows.argmax(-1).tolist())
         self.meant.update(label for label in source_labels.tolist() if label >= 0)
         return {"logits": logits[0], "penalty": penalty}
 
@@ -207,8 +210,10 @@ class Progress(TrainerCallback):
 
     def __init__(self, aligned: Aligned, choices: dict[str, Any]) -> None:
         self.aligned, self.choices = aligned, choices
-        # steps with one label only; rows that the discriminator was shown and told right; whether it ever could
-        self.watched: dict[str, Any] = {"same": 0, "shown": 0, "right": 0, "told": False}
+        # steps with one label only; those with one label of the target's, and source rows with another; rows that the
+        # discriminator was shown and told right; whether it ever could
+        self.watched: dict[str, Any] = {"same": 0, "label": None, "of_target": 0, "others": 0, "shown": 0, "right": 0,
+                                        "told": False}  # fmt: skip
         learns = aligned.weight > 0
         self.discriminators = [m for m in aligned.alignment.modules() if learns and isinstance(m, Discriminator)]
 
@@ -243,12 +248,20 @@ class Progress(TrainerCallback):
         # all processes decide alike: one that went on would wait for the others forever
         given, meant, failed, shown, right = zip(*of_all_processes(own), strict=True)
         watched, progress = self.watched, self.aligned.progress
+        of_source, of_target = (sum(labels, Counter[int]()) for labels in zip(*given, strict=True))
         if len(set().union(*meant)) > 1:
-            watched["same"] = watched["same"] + 1 if len(set().union(*given)) == 1 else 0
+            watched["same"] = watched["same"] + 1 if len(of_source | of_target) == 1 else 0
+        label = next(iter(of_target)) if len(of_target) == 1 else None
+        if label is None or label != watched["label"]:
+            watched.update({"label": label, "of_target": 0, "others": 0})
+        if label is not None:
+            watched["of_target"] += 1
+            watched["others"] += of_source.total() - of_source[label]
         watched["shown"] += sum(shown)
         watched["right"] += sum(right)
         watched["told"] |= watched["right"] > watched["shown"] / 2 + TOLD * math.sqrt(watched["shown"] / 4)
-        self.aligned.given.clear()
+        for labels in self.aligned.given:
+            labels.clear()
         self.aligned.meant.clear()
         for discriminator in self.discriminators:
             discriminator.shown = discriminator.right = 0
@@ -257,16 +270,28 @@ class Progress(TrainerCallback):
             why = "the alignment's loss is no number; lower --alignment_weight or --learning_rate"
         elif progress > LATE and watched["same"] >= PATIENCE:
             why = f"for {PATIENCE} steps every text was given one label; lower --alignment_weight"
+        elif progress > LATE and watched["of_target"] >= PATIENCE and watched["others"] >= OTHERS:
+            why = (f"for {watched['of_target']} steps every target text was given one label, and {watched['others']} "
+                   "source texts another; lower --alignment_weight")  # fmt: skip
         elif progress > EARLY and self.discriminators and watched["shown"] >= ENOUGH and not watched["told"]:
             why = ("the discriminator has never told the domains apart, so there is nothing to align; look at "
                    "hf-transfer gap, or raise --learning_rate")  # fmt: skip
         if why and (any(failed) or not control.should_training_stop):
-            control.should_training_stop = True
-            self.choices[STOPPED] = f"after {state.global_step} steps: {why}"
-            best = args.load_best_model_at_end and state.best_model_checkpoint
-            kept = "the best checkpoint is kept" if best else "the last weights are kept"
-            if state.is_world_process_zero:
-                print(f"warning: stopped after {state.global_step} steps, {kept}: {why}.")
+            self._stop(why, args, state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        """Look for an encoder that a step has spoiled: early stopping would end the training before the next step."""
+        if not math.isfinite(metrics["eval_loss"]) and STOPPED not in self.choices:
+            self._stop("the loss on held-out rows is no number; lower --alignment_weight or --learning_rate", args,
+                       state, control)  # fmt: skip
+
+    def _stop(self, why: str, args: Any, state: Any, control: Any) -> None:
+        control.should_training_stop = True
+        self.choices[STOPPED] = f"after {state.global_step} steps: {why}"
+        best = args.load_best_model_at_end and state.best_model_checkpoint
+        kept = "the best checkpoint is kept" if best else "the last weights are kept"
+        if state.is_world_process_zero:
+            print(f"warning: stopped after {state.global_step} steps, {kept}: {why}.")
 
 
 class MixedLoss(TrainerCallback):

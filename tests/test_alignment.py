@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import alignment_grid
@@ -359,12 +360,15 @@ def watched(tiny):
     return build_both
 
 
-def watch(both, callback, right, *, first=0, steps=100, rows=32, given=lambda step: {0, 1}, meant=(0, 1)):
-    """Tell the callback of steps whose discriminator told so many rows right; returns the step that was the last."""
+def watch(both, callback, right, *, first=0, steps=100, rows=32, given=lambda step: [0, 1], target=None, meant=(0, 1)):
+    """Tell the callback of steps whose discriminator told so many rows right; returns the step that was the last.
+
+    `target` gives the labels of target rows, where they are not those of source rows.
+    """
     for step, told in enumerate(right, first):
         now, control = Fake(step, steps), Fake()
         callback.on_step_begin(now, now, control)
-        both.given, both.meant = set(given(step)), set(meant)
+        both.given, both.meant = (Counter(given(step)), Counter((target or given)(step))), set(meant)
         both.alignment.discriminator.right, both.alignment.discriminator.shown = told, rows
         callback.on_step_end(now, now, control)
         if control.should_training_stop:
@@ -374,7 +378,12 @@ def watch(both, callback, right, *, first=0, steps=100, rows=32, given=lambda st
 
 COLLAPSES = {
     "no number": ({"right": [26] * 100}, 1, "is no number"),
-    "one label": ({"right": [26] * 100, "given": lambda step: {1}}, 51, "one label"),
+    "one label": ({"right": [26] * 100, "given": lambda step: [1]}, 51, "every text was given one label"),
+    "of the target": (
+        {"right": [26] * 100, "given": lambda step: [0] * 8 + [1] * 8, "target": lambda step: [1] * 16},
+        51,
+        "every target text was given one label, and 416 source texts another",
+    ),
     "blind": ({"right": [16] * 100}, 31, "never told the domains apart"),
 }
 
@@ -436,19 +445,21 @@ def test_what_labels_are_given_and_meant(watched):
     assert both.meant == {1}
     both(**inputs, source_labels=torch.tensor([0, -100, -100, -100]))
     assert both.meant == {0, 1}, "of all parts of a step"
-    assert both.given
-    both.given = {1}
+    assert [one.total() for one in both.given] == [8, 8]
+    both.given = Counter([1]), Counter([1])
     assert both.alignment.discriminator.shown == 16
     callback.on_step_end(now := Fake(1), now, Fake())
-    assert (both.meant, both.given, both.alignment.discriminator.shown) == (set(), set(), 0)
+    assert (both.meant, both.given, both.alignment.discriminator.shown) == (set(), (Counter(), Counter()), 0)
     assert callback.watched["same"] == 1
     assert callback.watched["shown"] == 16
 
 
 def test_rows_of_one_label_are_no_collapse(watched):
     """Steps that have one label anyway say nothing; two labels now and then are enough."""
-    assert watch(*watched({}), [26] * 100, given=lambda step: {1}, meant={1}) is None
-    assert watch(*watched({}), [26] * 100, given=lambda step: {1} if step % 15 else {0, 1}) is None
+    assert watch(*watched({}), [26] * 100, given=lambda step: [1], meant={1}) is None
+    assert watch(*watched({}), [26] * 100, given=lambda step: [1] if step % 15 else [0, 1]) is None
+    rare = {"given": lambda step: [1] * 15 + [0] * (step % 4 == 0), "target": lambda step: [1] * 16}
+    assert watch(*watched({}), [26] * 100, **rare) is None, "25 source rows in all: the target may have fewer"
 
 
 @pytest.mark.recipe
@@ -469,8 +480,9 @@ def test_what_is_no_number_spoils_nothing(spoiled, command, tiny, tmp_path, monk
     run = conftest.load_recipe("adapt_domain")([*command(tiny, tmp_path / "run"), "--alignment", "coral",
                                                 "--num_train_epochs", "3", "--eval_strategy", "steps", "--eval_steps",
                                                 "2", "--save_strategy", "steps", "--save_steps", "2"])  # fmt: skip
-    assert len(steps) == when + (spoiled == "encoder"), "the step after shows it"
-    assert run.choices["alignment_stopped"].startswith(f"after {len(steps)} steps: the alignment's loss is no number")
+    assert len(steps) == when
+    what = "the alignment's loss" if spoiled == "alignment" else "the loss on held-out rows"
+    assert run.choices["alignment_stopped"].startswith(f"after {when} steps: {what} is no number")
     assert np.isfinite(run.metrics["target_test"]["loss"])
     assert run.choices["alignment_weight"] == 100
     json.loads((run.folder / "run.json").read_text(), parse_constant=pytest.fail)
