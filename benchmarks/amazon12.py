@@ -196,16 +196,21 @@ def written(name: str, lines: list[str], arguments: argparse.Namespace) -> Path:
 
 
 def mean_difference(rows: pd.DataFrame, arm: str, baseline: str) -> tuple[float, float, float]:
-    """Return the mean of arm minus baseline, with a 95 % bootstrap interval over pairs and rows; seeds are averaged."""
+    """Return the mean of arm minus baseline, with a 95 % bootstrap interval over pairs and rows; seeds are averaged.
+
+    Pairs with one target are tested on the same rows, so these are drawn once for all of them.
+    """
     cells = rows.groupby(["arm", "source", "target"])["right"].apply(lambda runs: np.mean(list(runs), axis=0))
-    gains = [cells.loc[(arm, *key)] - cells.loc[(baseline, *key)] for key in cells.loc[arm].index]
+    keys = list(cells.loc[arm].index)
+    gains = np.stack([cells.loc[(arm, *key)] - cells.loc[(baseline, *key)] for key in keys])
+    targets = np.unique([target for _, target in keys], return_inverse=True)[1]
     rng = np.random.default_rng(0)
-    draws = [
-        np.mean([rng.choice(gains[i], len(gains[i])).mean() for i in rng.integers(0, len(gains), len(gains))])
-        for _ in range(DRAWS)
-    ]
+    draws = []
+    for _ in range(DRAWS):
+        drawn = rng.integers(0, ROWS, (targets.max() + 1, ROWS))
+        draws.append(np.mean([gains[i, drawn[targets[i]]].mean() for i in rng.integers(0, len(keys), len(keys))]))
     low, high = np.quantile(draws, [0.025, 0.975])
-    return float(np.mean([gain.mean() for gain in gains])), float(low), float(high)
+    return float(gains.mean()), float(low), float(high)
 
 
 def write(rows: pd.DataFrame, pairs: list[tuple[str, str]], arms: list[str], arguments: argparse.Namespace) -> None:

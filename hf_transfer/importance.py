@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KINDS = ("none", "importance", "domains", "nearest")
 FOLDS, CALIBRATION_FOLDS = 5, 3
 FEWEST = 20  # distinct texts of either side
-MOST = 20_000  # rows that one classifier learns from: more hardly change it
+MOST = 10_000  # rows of either side that one classifier learns from: more hardly change it
 CLIP = 10.0  # times the mean: a few rows must not outweigh all others
 FLOOR = 0.25  # of the rows, that the weights must be worth
 TOLD = 0.55  # area under the ROC curve, under which a classifier has told nothing apart
@@ -126,7 +126,8 @@ def target_odds(source: list[str], target: list[str], seed: int, *, quiet: bool 
     rng = np.random.default_rng(seed)
     probabilities = np.empty(len(texts))
     for others, held_out in tqdm(folds, desc="weigh", total=FOLDS, unit="fold", disable=quiet, leave=False):
-        fitted = np.sort(rng.permutation(others)[:MOST])
+        sides = [others[is_target[others] == side] for side in (0, 1)]
+        fitted = np.sort(np.concatenate([rng.permutation(side)[:MOST] for side in sides]))
         classifier = CalibratedClassifierCV(LogisticRegression(max_iter=300), cv=CALIBRATION_FOLDS, ensemble=False)
         classifier.fit(features[fitted], is_target[fitted])
         probabilities[held_out] = classifier.predict_proba(features[held_out])[:, 1]

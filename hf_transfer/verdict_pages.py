@@ -254,8 +254,12 @@ def _estimates(found: dict[str, Any]) -> dict[str, Any]:
              "hf-transfer choose does the same for any runs."]  # fmt: skip
     for test in found["backtests"]:
         regret = test["scores"]["recommendation"]["regret"]
-        lines.append(f"Back-test on {test['domain']}: the recommended arm was {number(regret and 100 * regret, '.1f')} "
-                     "points under the best one there.")  # fmt: skip
+        off = ", ".join(f"{name.replace('_', ' ')} {100 * one['off']:.1f}"
+                        for name, one in test["scores"].items() if one["off"] is not None)  # fmt: skip
+        lines.append(
+            f"Back-test on {test['domain']}: the recommended arm was {number(regret and 100 * regret, '.1f')} "
+            f"points under the best one there. Estimates were off by (points, mean over the arms): {off}."
+        )
     if not found["backtests"]:
         lines.append("How far to trust them is not known: --backtest with a labelled table of another domain tells.")
     return {"title": "Estimates without target labels", "table": cells, "lines": lines}

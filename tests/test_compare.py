@@ -6,6 +6,7 @@ import html.parser
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -386,6 +387,7 @@ def test_without_target_labels_and_with_screening(folder, tmp_path, monkeypatch)
     assert "There are no target labels to test on" in markdown
     assert "The budget left room for 25% of the epochs" in markdown, "as the plan says"
     assert "Back-test on other: the recommended arm was" in markdown
+    assert re.search(r"Estimates were off by \(points, mean over the arms\): agreement \d+\.\d, ", markdown)
 
 
 KILLED = """
