@@ -6,9 +6,13 @@ Public names load on first use, so ``import hf_transfer`` is cheap.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
+
+# where it is installed, it says on some processors at every start that a kernel is missing which nothing here needs
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _PUBLIC = {
     "Run": "results",

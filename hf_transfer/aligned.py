@@ -55,8 +55,8 @@ class AlignmentArguments:
     alignment_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of the alignment beside the task's loss; 1, but 0.1 with cdan, dann and mmd, and 100 with "
-            "coral on encoders."
+            "help": "Weight of the alignment beside the task's loss; 1, but 0.1 with cdan, dann, mmd and udalm, and "
+            "100 with coral on encoders."
         },
     )
 

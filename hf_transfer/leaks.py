@@ -56,4 +56,4 @@ def check_model(name: str, domains: Domains, *, quiet: bool) -> None:
     """
     if (Path(name).expanduser() / "run.json").is_file() and (seen := tested_rows(load_run(name), domains, quiet=quiet)):
         raise UserError(f"LEAK: --model {name} learned from the labels of {seen} rows that are tested here; begin with "
-                        "one that was trained without them.")  # fmt: skip
+                        "one that was trained without them, or say by a column `split` what is tested.")  # fmt: skip

@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field, replace
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_transfer import alignment, methods
 from hf_transfer.aligned import AlignmentArguments, align, with_target

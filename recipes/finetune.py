@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_transfer.arguments import parse
 from hf_transfer.begin import begin

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_transfer import objectives
 from hf_transfer.arguments import PretrainedArguments, parse

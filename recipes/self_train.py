@@ -20,8 +20,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.special
+from accelerate.utils import set_seed
 from torch import nn
-from transformers import set_seed
 
 from hf_transfer import methods, pooling
 from hf_transfer.arguments import expand, flag, parse

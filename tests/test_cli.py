@@ -26,7 +26,7 @@ ALIGNMENTS = ["cdan", "coral", "dann", "jdot", "mmd", "udalm"]
 OBJECTIVES = ["clm", "mlm", "tsdae"]
 MAPS = ["coral", "moments", "subspace"]
 TASKS = ["text_classification"]
-DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "proxy_a_distance", "vocabulary"]
+DIAGNOSTICS = ["concept", "duplicates", "labels", "length", "mmd", "parts", "proxy_a_distance", "vocabulary"]
 SCORES = ["agreement", "entropy", "neighbourhood_density", "reverse_validation", "source_validation",
           "thresholded_confidence", "weighted_validation"]  # fmt: skip
 DOMAINS = ("films", "gadgets", "hotels")
@@ -71,7 +71,7 @@ def test_list_names_everything(capsys):
         "diagnostics": DIAGNOSTICS,
         "label-free scores": SCORES,
     }
-    assert [len(lines) for lines in found.values()] == [6, 9, 6, 3, 3, 1, 7, 7]
+    assert [len(lines) for lines in found.values()] == [6, 9, 6, 3, 3, 1, 8, 7]
     for name, description in itertools.chain(*found.values()):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name

@@ -186,7 +186,8 @@ def test_qlora_leaves_nothing_in_memory_of_what_it_rounded(tiny):
 
 
 def test_qlora_ends_with_its_best_checkpoint(tiny, tables, tmp_path):
-    *_, ready, history = prepared("qlora", tiny, tables, tmp_path, "--learning_rate", "0.1", "--num_train_epochs", "4")
+    more = ["--learning_rate", "0.5", "--num_train_epochs", "4", "--lr_scheduler_type", "constant"]
+    *_, ready, history = prepared("qlora", tiny, tables, tmp_path, *more)
     losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert losses[-1] > min(losses), "the last is not the best"
     (best,) = (tmp_path / "checkpoints").glob("checkpoint-*")  # the others are gone
