@@ -45,6 +45,7 @@ NEIGHBOURS = 200  # target rows of like length among which each is drawn
 EARLY, LATE, PATIENCE, ENOUGH, TOLD, OTHERS = 0.3, 0.5, 20, 1000, 4.0, 100
 MIXED = "mixed_losses"  # among a run's `choices`
 WATCHED = "alignment.json"  # in a checkpoint: what `Progress` has seen until then
+WEIGHT = 0.1  # of an alignment: a whole one kept encoders from learning their task (benchmarks/README.md)
 DISCRIMINATOR_RATE = 1e-3  # it begins with random weights: at a fine-tuning's rate it would not learn in time
 
 
@@ -54,10 +55,7 @@ class AlignmentArguments:
 
     alignment_weight: float | None = field(
         default=None,
-        metadata={
-            "help": "Weight of the alignment beside the task's loss; 1, but 0.1 with cdan, dann, mmd and udalm, and "
-            "100 with coral on encoders."
-        },
+        metadata={"help": "Weight of the alignment beside the task's loss; 0.1, but with coral 100 (1 on decoders)."},
     )
 
 
@@ -358,7 +356,7 @@ def align(prepared: Prepared, setup: Setup, alignment: Any, args: Any, weight: f
         UserError: a weight below 0, or an alignment that reads words with a method that doesn't.
     """
     if weight is None:
-        weight = getattr(alignment, "WEIGHT", 1.0)
+        weight = getattr(alignment, "WEIGHT", WEIGHT)
         if scores_last_token(setup.loaded.model):  # a decoder's last states have no bounds
             weight = min(weight, 1.0)
     if not 0 <= weight < math.inf:

@@ -490,7 +490,7 @@ def test_what_is_no_number_spoils_nothing(spoiled, command, tiny, tmp_path, monk
 
 @pytest.mark.parametrize(
     ("kind", "weights"),
-    [("bert", {"coral": 100.0, "dann": 0.1, "jdot": 1.0}), ("gpt2", {"coral": 1.0, "dann": 0.1, "jdot": 1.0})],
+    [("bert", {"coral": 100.0, "dann": 0.1, "jdot": 0.1}), ("gpt2", {"coral": 1.0, "dann": 0.1, "jdot": 0.1})],
 )
 def test_how_much_an_alignment_weighs_by_default(kind, weights, tmp_path):
     from transformers import AutoModelForSequenceClassification

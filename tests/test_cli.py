@@ -76,7 +76,7 @@ def test_list_names_everything(capsys):
         assert 15 < len(description) <= 120, name
         assert description.endswith("."), name
     descriptions = [description for lines in found.values() for _, description in lines]
-    assert len(set(descriptions)) == 42
+    assert len(set(descriptions)) == 43
 
 
 def test_list_is_what_can_be_loaded(capsys):

@@ -2,9 +2,8 @@
 
 An alignment module has a docstring (its line in `hf-transfer list`), a dataclass `Arguments` (its few flags) and
 `build(hidden, classes, args, setup) -> nn.Module`, whose `forward(source: Batch, target: Batch, progress)` is a loss:
-least where both are distributed alike, or what the target's own text teaches. Where it is far smaller than a task's, or
-keeps the task from being learned, `WEIGHT` is the default of --alignment_weight; `BY_BATCH` says that it needs batches
-of many rows.
+least where both are distributed alike, or what the target's own text teaches. Where it is far smaller than a task's,
+`WEIGHT` is the default of --alignment_weight; `BY_BATCH` says that it needs batches of many rows.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.methods import Setup
 
 WIDEST = 4096  # outer products beyond this are projected at random, as in the paper
-WEIGHT = 0.1  # as for dann
 
 
 @dataclass

@@ -11,8 +11,6 @@ from hf_transfer.alignment import Batch
 from hf_transfer.alignment._adversary import Discriminator
 from hf_transfer.methods import Setup
 
-WEIGHT = 0.1  # a whole reversed gradient kept the encoder from learning its task (benchmarks/README.md)
-
 
 @dataclass
 class Arguments:

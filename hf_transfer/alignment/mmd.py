@@ -13,7 +13,6 @@ from hf_transfer.methods import Setup
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the mean squared distance
 
 BY_BATCH = True  # it compares the rows of a batch
-WEIGHT = 0.1  # as for dann
 
 
 @dataclass

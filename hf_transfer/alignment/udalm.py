@@ -16,8 +16,6 @@ from hf_transfer.methods import Setup
 from hf_transfer.models import load_pretrained, public_name
 from hf_transfer.objectives import NOTHING, mlm
 
-WEIGHT = 0.1  # a masked word's loss is some 5, ten times a task's: whole, it kept the task from being learned
-
 
 @dataclass
 class Arguments:
