@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from hf_transfer.results import write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
     from hf_transfer.data import Domains
     from hf_transfer.resources import Meter
@@ -80,6 +81,13 @@ def run_controls(domains: Domains, class_weights: list[float] | None, seed: int,
     return out
 
 
+def word_features(**options: Any) -> TfidfVectorizer:
+    """Return what makes TF-IDF features of words and word pairs; `options` are those of scikit-learn."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", **options)
+
+
 def _majority(
     domains: Domains, sets: dict[str, Dataset], class_weights: list[float] | None, seed: int
 ) -> tuple[str, dict[str, np.ndarray], int]:
@@ -97,7 +105,6 @@ def _tfidf(
 
     Of more than TFIDF_ROWS training rows it sees a random part.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
 
@@ -112,7 +119,7 @@ def _tfidf(
         train = train.select(np.sort(chosen[np.sort(first)][:TFIDF_ROWS]))
     labels = np.array(train["label"][:])
     weight = None if class_weights is None else dict(enumerate(class_weights))
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    vectorizer = word_features()
     features = vectorizer.fit_transform(train["text"])
     present, counts = np.unique(labels, return_counts=True)  # target rows alone may lack a label
     model = LogisticRegression(max_iter=300, class_weight=weight, random_state=seed)

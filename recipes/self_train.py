@@ -26,6 +26,7 @@ from torch import nn
 from hf_transfer import methods, pooling
 from hf_transfer.arguments import expand, flag, parse
 from hf_transfer.begin import Job, begin, class_weights
+from hf_transfer.co_training import with_words
 from hf_transfer.errors import UserError, reporting_errors
 from hf_transfer.features import from_first_process
 from hf_transfer.finish import finish
@@ -93,19 +94,20 @@ def main(argv: list[str] | None = None) -> Run:
         source = np.array(job.encoded["train"]["labels"][:])
         truth = np.array(job.encoded["validation"]["labels"][:] if len(job.encoded["validation"]) else [], dtype=int)
         shares = np.bincount(source, minlength=len(job.domains.label_names)) / len(source)
-        before, kept, first, first_mix, log, best = None, None, None, shares, [], 0.0
+        before, labels, kept, first, first_mix, log, best = None, None, None, None, shares, [], 0.0
         if how.teachers:
             for teacher in how.teachers:
                 run = load_run(teacher)
                 known = run.data.get("pretrained_on_test_texts", 0)  # of those that it was tested on itself
-                if seen := max(known, seen_before(run.model, job.domains.test)):
+                if seen := max(known, *(seen_before(name, job.domains.test) for name in (teacher, run.model))):
                     worst = max(seen, job.domains.facts.get("pretrained_on_test_texts", 0))
                     job.domains.facts["pretrained_on_test_texts"] = worst
                     job.console.say(f"LEAK: --teachers {teacher} began with a model that was pretrained on {seen} of "
                                     "the texts that are tested")  # fmt: skip
             with job.meter.stage("label the target"):
                 probabilities, prior = taught(how.teachers, job.domains, quiet=job.console.quiet)
-            before = _chosen(job, probabilities, prior, shares, how.fraction)
+                before = _chosen(job, probabilities, prior, shares, how.fraction)
+            labels = probabilities.argmax(1)
         for number in range(1 if how.teachers else 0, how.rounds + 1):
             _keep_own_checkpoints(job, later=kept is not None)
             now, prepared, history = _round(job, before, kept[1] if kept else None)
@@ -114,9 +116,8 @@ def main(argv: list[str] | None = None) -> Run:
             probabilities, of_source = (scipy.special.softmax(logits, axis=1) for logits in (of_pool, of_source))
             mix = weighed_mix(prepared.choices["label_shares"], now.setup.class_weights)
             power = temperature(HeldOut(of_source, truth), mix)
-            chosen = _chosen(job, tempered(probabilities, power or 1.0), mix if power else None, shares, how.fraction)
             right = float((of_source.argmax(1) == truth).mean()) if len(truth) else None
-            same = float((chosen.everything == before.everything).mean()) if before is not None else 0.0
+            same = float((probabilities.argmax(1) == labels).mean()) if number else 0.0
             rows = len(source) + (len(before.rows) if before is not None else 0)
             log.append({"round": number, "rows": rows, "source_validation": right, "labels_kept": same})
             job.console.say(f"round {number}: {rows} rows"
@@ -125,10 +126,13 @@ def main(argv: list[str] | None = None) -> Run:
             if (right or 0.0) < best - WORSE:
                 job.console.say(f"round {number} is worse on the source and dropped.")
                 break
-            best, kept, before = max(best, right or 0.0), (now, prepared, history), chosen
+            best, kept, labels = max(best, right or 0.0), (now, prepared, history), probabilities.argmax(1)
             first, first_mix = (prepared.head, mix) if number == 0 else (first, first_mix)
-            if same > SAME:
+            if same > SAME or number == how.rounds:
                 break
+            with job.meter.stage("label the target"):
+                calibrated = tempered(probabilities, power or 1.0)
+                before = _chosen(job, calibrated, mix if power else None, shares, how.fraction)
         assert kept is not None
         now, prepared, history = kept
         if _averaged(prepared, first):
@@ -143,7 +147,9 @@ def main(argv: list[str] | None = None) -> Run:
 def _chosen(
     job: Job, probabilities: np.ndarray, prior: np.ndarray | None, source: np.ndarray, fraction: float
 ) -> Pseudo:
-    """Return the labels that are trusted; says so where the target's mix of labels is not the source's.
+    """Return the labels that are trusted, of the model and of the texts' words together.
+
+    It says so where the target's mix of labels is not the source's.
 
     Args:
         job: what is trained.
@@ -156,7 +162,13 @@ def _chosen(
     if shares is not source:
         mix = ", ".join(f"{name} {share:.0%}" for name, share in zip(job.domains.label_names, shares, strict=True))
         job.console.say(f"the target seems to have another mix of labels than the source: {mix}")
-    return most_confident(probabilities, shares, fraction)
+    assert job.domains.unlabeled is not None
+    both = None
+    if job.arguments.train.process_index == 0:
+        known = job.domains.train
+        both = with_words(probabilities, job.domains.unlabeled["text"][:], known["text"][:],
+                          np.array(known["label"][:]), job.setup.seed, quiet=job.console.quiet)  # fmt: skip
+    return most_confident(from_first_process(both), shares, fraction)
 
 
 def _round(job: Job, pseudo: Pseudo | None, last: Prepared | None) -> tuple[Job, Prepared, list[dict[str, float]]]:
