@@ -41,7 +41,7 @@ HELD_OUT = 0.1  # share of the target's texts whose masked words help to choose 
 NEIGHBOURS = 200  # target rows of like length among which each is drawn
 # training has failed if after the share EARLY of it what the discriminator told right, of ENOUGH rows or more, was
 # never TOLD standard errors more than chance, or after the share LATE every text gets one label for PATIENCE steps, or
-# every target text while OTHERS source rows get another: before, a model may not have begun to learn
+# ENOUGH target texts running while OTHERS source rows get another: before, a model may not have begun to learn
 EARLY, LATE, PATIENCE, ENOUGH, TOLD, OTHERS = 0.3, 0.5, 20, 1000, 4.0, 100
 MIXED = "mixed_losses"  # among a run's `choices`
 WATCHED = "alignment.json"  # in a checkpoint: what `Progress` has seen until then
@@ -208,7 +208,7 @@ class Progress(TrainerCallback):
 
     def __init__(self, aligned: Aligned, choices: dict[str, Any]) -> None:
         self.aligned, self.choices = aligned, choices
-        # steps with one label only; those with one label of the target's, and source rows with another; rows that the
+        # steps with one label only; target rows with one label, and source rows with another meanwhile; rows that the
         # discriminator was shown and told right; whether it ever could
         self.watched: dict[str, Any] = {"same": 0, "label": None, "of_target": 0, "others": 0, "shown": 0, "right": 0,
                                         "told": False}  # fmt: skip
@@ -220,7 +220,7 @@ class Progress(TrainerCallback):
         file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / WATCHED
         if file.is_file():
             kept = json.loads(file.read_text(encoding="utf-8"))
-            self.watched = kept["watched"]
+            self.watched |= kept["watched"]
             self.choices.update(kept["choices"])
         elif state.global_step:  # killed before it was written: no reason to give up what went on until then
             self.watched["told"] = True
@@ -253,7 +253,7 @@ class Progress(TrainerCallback):
         if label is None or label != watched["label"]:
             watched.update({"label": label, "of_target": 0, "others": 0})
         if label is not None:
-            watched["of_target"] += 1
+            watched["of_target"] += of_target.total()
             watched["others"] += of_source.total() - of_source[label]
         watched["shown"] += sum(shown)
         watched["right"] += sum(right)
@@ -268,9 +268,9 @@ class Progress(TrainerCallback):
             why = "the alignment's loss is no number; lower --alignment_weight or --learning_rate"
         elif progress > LATE and watched["same"] >= PATIENCE:
             why = f"for {PATIENCE} steps every text was given one label; lower --alignment_weight"
-        elif progress > LATE and watched["of_target"] >= PATIENCE and watched["others"] >= OTHERS:
-            why = (f"for {watched['of_target']} steps every target text was given one label, and {watched['others']} "
-                   "source texts another; lower --alignment_weight")  # fmt: skip
+        elif progress > LATE and watched["of_target"] >= ENOUGH and watched["others"] >= OTHERS:
+            why = (f"all of {watched['of_target']} target texts were given one label, and {watched['others']} source "
+                   "texts another; lower --alignment_weight, unless the target hardly has another")  # fmt: skip
         elif progress > EARLY and self.discriminators and watched["shown"] >= ENOUGH and not watched["told"]:
             why = ("the discriminator has never told the domains apart, so there is nothing to align; look at "
                    "hf-transfer gap, or raise --learning_rate")  # fmt: skip

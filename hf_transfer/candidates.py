@@ -112,7 +112,7 @@ def read_runs(runs: list[Run], notes: list[str], *, quiet: bool) -> list[Finishe
             reason = found if isinstance(found, str) else "their order changed"
             notes.append(f"{name}: its data can't be read again ({reason}), so there is no weighted or reverse "
                          "validation")  # fmt: skip
-        out.append(Finished(name, run, known, None if isinstance(found, str) else learned_keys(found, quiet=quiet)))
+        out.append(Finished(name, run, known, None if isinstance(found, str) else learned_keys(found)))
     if len(read) > 1:
         notes.append("the runs are of different data or splits: their source scores are not about the same rows")
     return out
@@ -145,12 +145,9 @@ def held_out_texts(run: Run, domains: Domains) -> tuple[str, ...] | None:
     return tuple(texts) if numbers == frame["row"].tolist() else None
 
 
-def learned_keys(domains: Domains, *, quiet: bool) -> np.ndarray:
+def learned_keys(domains: Domains) -> np.ndarray:
     """Return the keys (see `text_facts`) of all texts whose labels were learned from or chosen by."""
-    from hf_transfer.texts import text_facts
-
-    parts = (domains.train, domains.validation)
-    return np.concatenate([text_facts(part.select_columns("text"), quiet=quiet)["key"] for part in parts])
+    return np.concatenate([np.array(part["key"][:], dtype=np.int64) for part in (domains.train, domains.validation)])
 
 
 def check_target(

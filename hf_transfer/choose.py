@@ -10,7 +10,7 @@ from hf_transfer import label_free
 from hf_transfer.candidates import Finished, Target, check_target, read_runs, read_target, score_texts
 from hf_transfer.errors import UserError, listed
 from hf_transfer.judging import RULE, Judged, choice, judge, tested
-from hf_transfer.results import check_writable, load_run, write_atomically
+from hf_transfer.results import FILE, check_writable, load_run, write_atomically
 from hf_transfer.samples import out_folder
 
 
@@ -28,7 +28,7 @@ def choose_run(
     """Score runs on a target's unlabelled texts and recommend one; returns the report, also written if asked for.
 
     Args:
-        folders: of finished runs with the same labels.
+        folders: of finished runs with the same labels; other files and folders among them are passed over.
         target_unlabeled: a table of the target's texts; labels in it are not read.
         backtest: labelled tables of other domains, which none of the runs was trained on: the scores are compared with
             the true accuracy there.
@@ -46,7 +46,8 @@ def choose_run(
     Console(quiet=quiet)
     if output_dir is not None:
         check_writable(Path(output_dir), "--output_dir")
-    runs = [load_run(name) for name in dict.fromkeys(folders)]
+    found = [name for name in dict.fromkeys(folders) if (Path(name) / FILE).is_file() or not Path(name).exists()]
+    runs = [load_run(name) for name in found or folders]
     label_names = runs[0].label_names
     for run in runs:
         if sorted(run.label_names) != sorted(label_names):
@@ -177,8 +178,10 @@ def sentence(facts: dict[str, Any]) -> str:
     else:
         rank = next(run["mean_rank"] for run in runs if run["name"] == facts["recommended"])
         others = [f"{name} {other:.1f}" for other, name in inside if name != facts["recommended"]]
+        equal = any(other == rank and name != facts["recommended"] for other, name in inside)
         said = f"Recommended: {facts['recommended']}, mean rank {rank:.1f} over the scores that vote" + (
-            f" ({listed(others, 3)})." if others else "."
+            (f" ({listed(others, 3)})" if others else "")
+            + ("; of equal ones the more accurate on held-out source rows." if equal else ".")
         )
     return "\n".join([said, *(f"Out: {run['name']}, {run['out']}." for run in runs if run["out"])])
 

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     gap.add_argument("--model", help="whose features are compared; default: the embedded encoder")
     gap.set_defaults(action=_gap)
     rank = commands.add_parser("rank", help="which pretrained model and layer fit the labels, before any training")
-    rank.add_argument("--models", nargs="+", required=True, help="model folders or Hub ids")
+    rank.add_argument("--models", nargs="+", default=[], help="model folders or Hub ids; default: the embedded encoder")
     rank.add_argument("--source", required=True, help="labelled table, folder or Hub dataset id")
     rank.set_defaults(action=_rank)
     choose = commands.add_parser("choose", help="which of several runs fits a target best, without its labels")

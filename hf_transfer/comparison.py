@@ -250,7 +250,7 @@ def _check_estimates(how: CompareArguments, domains: Domains, data: DataArgument
     if len(domains.unlabeled) < FEWEST:
         raise UserError(f"--target_unlabeled has {len(domains.unlabeled)} texts; at least {FEWEST} are needed to "
                         "estimate anything without labels.")  # fmt: skip
-    learned = learned_keys(domains, quiet=True)
+    learned = learned_keys(domains)
     own = text_facts(Dataset.from_dict({"text": pool}))["key"].unique()
     known = np.isin(own, learned).mean()
     if known > SEEN:

@@ -46,3 +46,5 @@ class Console:
         self.say(f"\n{table(rows_of([run]))}\n{verdict(run)}\n")
         self.say(f"run folder: {run.folder}\nnext: hf-transfer predict {run.folder} new.csv --output scored.csv\n"
                  f"      hf-transfer report {run.folder.parent}/*")  # fmt: skip
+        if run.adaptation:
+            self.say("whether the adaptation helped: hf-transfer compare, paired with the same on the source alone")

@@ -84,7 +84,7 @@ def paired_difference(right: np.ndarray, right_other: np.ndarray, seed: int = 0)
 
 
 def slices(right: np.ndarray, lengths: np.ndarray, domains: list[str], seed: int = 0) -> list[dict[str, Any]]:
-    """Return accuracy with its 95 % interval on parts of the rows: thirds by length, and domains if there are several.
+    """Return accuracy with its 95 % interval on parts of the rows: by length, and domains if there are several.
 
     Args:
         right: (rows,) whether each was labelled correctly.
@@ -95,12 +95,7 @@ def slices(right: np.ndarray, lengths: np.ndarray, domains: list[str], seed: int
     Returns:
         Dicts of `slice` (its name in words), `n`, `accuracy`, `low` and `high`.
     """
-    low, high = (int(bound) for bound in np.quantile(lengths, [1 / 3, 2 / 3]))
-    parts = {
-        f"length: short (up to {low} tokens)": lengths <= low,
-        f"length: medium ({low + 1} to {high} tokens)": (lengths > low) & (lengths <= high),
-        f"length: long (over {high} tokens)": lengths > high,
-    }
+    parts = length_parts(lengths)
     names = np.array(domains)
     if len(distinct := sorted(set(domains))) > 1:
         parts |= {f"domain: {name}": names == name for name in distinct}
@@ -112,6 +107,22 @@ def slices(right: np.ndarray, lengths: np.ndarray, domains: list[str], seed: int
         out.append({"slice": name, "n": int(inside.sum()), "accuracy": accuracy, "low": low_bound,
                     "high": high_bound})  # fmt: skip
     return out
+
+
+def length_parts(lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which rows are in which third by length, by its name; where a third or more are as long as any, halves.
+
+    Args:
+        lengths: (rows,) tokens, where longer texts were cut.
+    """
+    low, high = (int(bound) for bound in np.quantile(lengths, [1 / 3, 2 / 3]))
+    if high == (most := int(lengths.max())):  # most likely cut: how long they were is not known
+        return {f"length: under {most} tokens": lengths < most, f"length: {most} tokens, or cut there": lengths == most}
+    return {
+        f"length: short (up to {low} tokens)": lengths <= low,
+        f"length: medium ({low + 1} to {high} tokens)": (lengths > low) & (lengths <= high),
+        f"length: long (over {high} tokens)": lengths > high,
+    }
 
 
 def _mean(values: np.ndarray, seed: int) -> tuple[float, float, float]:

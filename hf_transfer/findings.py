@@ -12,6 +12,7 @@ from hf_transfer import verdict
 from hf_transfer.arms import FROZEN, RANDOM, SELF_TRAIN, SOURCE_ONLY, TARGET_ONLY, Arm, read_arm
 from hf_transfer.calibration import calibration
 from hf_transfer.errors import UserError
+from hf_transfer.evaluation import length_parts
 from hf_transfer.report import training_seconds
 from hf_transfer.results import STOPPED, Run, load_run
 from hf_transfer.what_next import what_next
@@ -253,12 +254,7 @@ def _forgetting(everything: dict[str, Tested], arms: list[Arm], job: Comparison)
 def _slices(one: Tested, job: Comparison, which: str, labels: np.ndarray) -> list[verdict.Part]:
     """Return the first run's accuracy on parts of the test rows: by length, label, and columns that were asked for."""
     right = one.logits[which][0].argmax(1) == labels
-    low, high = np.quantile(job.lengths, [1 / 3, 2 / 3])
-    parts = {
-        f"length: up to {low:.0f} tokens": job.lengths <= low,
-        f"length: over {low:.0f}, up to {high:.0f} tokens": (job.lengths > low) & (job.lengths <= high),
-        f"length: over {high:.0f} tokens": job.lengths > high,
-    }
+    parts = length_parts(job.lengths)
     parts |= {f"label: {name}": labels == i for i, name in enumerate(job.domains.label_names)}
     for column, values in job.columns.items():
         parts |= {f"{column}: {value}": values == value for value in np.unique(values)}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN = 12  # labels in the plot
+NOT_MEASURED = "not measured"  # how a finding begins that found nothing because something is missing
 FEWEST = 40  # rows of a domain that halves of it still say something about
 
 
@@ -59,7 +60,9 @@ def domain_gap(
     folder = out_folder(output_dir)
     options: dict[str, Any] = {"text_column": text_column, "label_column": label_column, "seed": seed, "most": most,
                                "quiet": quiet}  # fmt: skip
-    domains = [read_domain(spec, labelled=False, **options) for spec in (source, target)]
+    # a column that is named must be in the source; the target may have no labels
+    domains = [read_domain(spec, labelled=needed, **options)
+               for spec, needed in ((source, label_column is not None), (target, False))]  # fmt: skip
     for domain in domains:
         if len(domain.drawn) < FEWEST:
             raise UserError(f"{domain.table.name} has {len(domain.drawn)} usable rows; at least {FEWEST} are needed.")
@@ -109,7 +112,8 @@ def report(facts: dict[str, Any]) -> str:
              f"{one['rows']:,} and {other['rows']:,} rows; features of {one['sample']:,} and {other['sample']:,} of "
              f"them by {facts['model']}.", "", "| what | apart | found |", "|---|---|---|"]  # fmt: skip
     for name, finding in facts["findings"].items():
-        lines.append(f"| {name.replace('_', ' ')} | {'yes' if finding['apart'] else 'no'} | {finding['summary']} |")
+        apart = "yes" if finding["apart"] else "-" if finding["summary"].startswith(NOT_MEASURED) else "no"
+        lines.append(f"| {name.replace('_', ' ')} | {apart} | {finding['summary']} |")
     if advice := [finding["advice"] for finding in facts["findings"].values() if finding["advice"]]:
         lines += ["", *(f"- {sentence}" for sentence in advice)]
     words = facts["findings"]["vocabulary"]["numbers"]
@@ -136,7 +140,9 @@ def plot(found: dict[str, Finding], source: Side, target: Side, file: Path) -> N
     shares = found["parts"].numbers.get("parts", {})
     _bars(parts, {"": shares}, "what MMD$^2$ goes with", "nothing to divide")
     mixes = found["labels"].numbers.get("shares", {})
-    named = {side.name: mixes[key] for key, side in (("source", source), ("target", target)) if key in mixes}
+    named = {
+        f"{key}: {side.name}": mixes[key] for key, side in (("source", source), ("target", target)) if key in mixes
+    }
     _bars(labels, named, "mix of labels", "not both have labels")
     counts = [side.facts["words"].to_numpy() for side in (source, target)]
     bins = np.linspace(0, max(1, np.quantile(np.concatenate(counts), 0.98)), 40)
@@ -158,7 +164,8 @@ def plot(found: dict[str, Finding], source: Side, target: Side, file: Path) -> N
 def _bars(axes: Axes, shares: dict[str, dict[str, float]], title: str, otherwise: str) -> None:
     """Draw shares by name, a colour for each of what has them; or say why there are none."""
     axes.set_title(title)
-    names = list(dict.fromkeys(name for some in shares.values() for name in some))[:SHOWN]
+    largest = {name: max(some.get(name, 0.0) for some in shares.values()) for some in shares.values() for name in some}
+    names = sorted(largest, key=lambda name: -largest[name])[:SHOWN]
     if not names:
         axes.set_axis_off()
         axes.text(0.5, 0.5, otherwise, ha="center", transform=axes.transAxes)

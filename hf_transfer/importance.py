@@ -63,8 +63,9 @@ def weigh(job: Job, args: SourceArguments) -> tuple[Setup, dict[str, Any]]:
     train, names = job.domains.train, np.array(job.domains.train["domain"][:])
     sources = sorted({*map(str, names)} - {job.domains.facts["target"]})  # few labelled target rows are no source
     if kind == "domains" and len(sources) < 2:
-        raise UserError(f"--source_weights domains needs several sources, there is one ({sources[0]}); name more "
-                        "tables with --source, or use importance.")  # fmt: skip
+        there = f"one ({sources[0]})" if sources else "none"
+        raise UserError(f"--source_weights domains needs several sources, there is {there}; name more tables with "
+                        "--source, or use importance.")  # fmt: skip
     texts = train["text"][:], job.domains.unlabeled["text"][:]
     for side, own in zip(("source training", "unlabelled target"), texts, strict=True):
         if (count := len({normalise(text) for text in own})) < FEWEST:

@@ -152,7 +152,7 @@ def choice(name: str, scores: list[Score]) -> int | None:
 def tested(judged: Judged) -> dict[str, Any]:
     """Return, for every score, how its order of the runs and its choice compare with the true accuracy.
 
-    `off` is how far those that are estimates of it were from it, on average over the runs.
+    `off` is how far those that are in percent were from it, on average over the runs that the rule has not put out.
     """
     from scipy.stats import kendalltau, spearmanr
 
@@ -163,14 +163,15 @@ def tested(judged: Judged) -> dict[str, Any]:
         sign = 1 if label_free.load(name).HIGHER else -1
         has = [i for i, score in enumerate(scores) if score.value is not None]
         values = [sign * (scores[i].value or 0.0) for i in has]
-        estimates = label_free.load(name).PERCENT and bool(has)
+        inside = [k for k, i in enumerate(has) if not judged.out[i]] if label_free.load(name).PERCENT else []
+        differences = np.abs(np.array(values) - accuracy[has])
         orders = len(set(values)) > 1 and len(set(accuracy[has])) > 1
         chosen = choice(name, scores)
         out[name] = {
             "spearman": float(spearmanr(values, accuracy[has]).statistic) if orders else None,
             "kendall": float(kendalltau(values, accuracy[has]).statistic) if orders else None,
             "regret": None if chosen is None else float(accuracy.max() - accuracy[chosen]),
-            "off": float(np.abs(np.array(values) - accuracy[has]).mean()) if estimates else None,
+            "off": float(differences[inside].mean()) if inside else None,
         }
     regret = None if judged.chosen is None else float(accuracy.max() - accuracy[judged.chosen])
     return out | {"recommendation": {"spearman": None, "kendall": None, "regret": regret, "off": None}}

@@ -28,7 +28,7 @@ def rank_models(
     """Score every layer of every model on labelled rows; returns the table, best first, also written if asked for.
 
     Args:
-        models: folders or Hub ids.
+        models: folders or Hub ids; none for the embedded encoder.
         source: a labelled table.
         text_column: guessed where obvious.
         label_column: likewise.
@@ -42,7 +42,7 @@ def rank_models(
     from hf_transfer import tasks, transferability
     from hf_transfer.arguments import ModelArguments
     from hf_transfer.console import Console
-    from hf_transfer.models import load_model, public_name
+    from hf_transfer.models import default_model, load_model, public_name
 
     Console(quiet=quiet)
     folder = out_folder(output_dir)
@@ -55,7 +55,7 @@ def rank_models(
         raise UserError(f"{domain.table.name}: of {len(names)} labels the rarest has {counts.min()} rows in the "
                         f"sample; at least 2 labels of {FEWEST} rows are needed.")  # fmt: skip
     rows: list[dict[str, Any]] = []
-    for name in models:
+    for name in models or [default_model()]:
         begin = time.perf_counter()
         loaded = load_model(ModelArguments(model=name), tasks.load("text_classification"), ["0", "1"], seed)
         (side,) = sides([domain], loaded, quiet=quiet)

@@ -116,15 +116,20 @@ def verdict(run: Run) -> str:
     difference = run.metrics["differences"][which]["tfidf"]
     words = "helps" if difference["low"] > 0 else "hurts" if difference["high"] < 0 else "shows no difference"
     rows = run.metrics[which]["n"]
+    recalls = {label: one["recall"] for label, one in run.metrics[which]["per_class"].items() if one["support"]}
+    only = [label for label, recall in recalls.items() if recall == 1.0]
     return (
         f"{run.arm} {words} against {run.metrics['controls']['tfidf']['name']}: "
         f"{_with_interval(difference['value'], (difference['low'], difference['high']), '+')} points on {rows} rows."
-    )
+        + (f" It gives every one of them the label {only[0]}: it has not learned to tell labels apart; try more "
+           "--num_train_epochs." if len(recalls) > 1 and sum(recalls.values()) == 1.0 and only else "")
+    )  # fmt: skip
 
 
 def run_report(run: Run) -> str:
     """Return the Markdown report of one run."""
     which = test_set(run)
+    counted = run.data["rows"] | {"unlabelled": run.data.get("unlabeled_rows", 0)}
     lines = [
         f"# {run.arm}: {', '.join(n for n in run.data['domains'] if n != run.data['target'])} -> "
         f"{run.data['target'] or 'held-out source rows'}",
@@ -163,7 +168,7 @@ def run_report(run: Run) -> str:
         "## Circumstances",
         "",
         f"- model: {run.model} ({run.model_revision}), {run.parameters:,} parameters",
-        f"- rows: {', '.join(f'{name} {count}' for name, count in run.data['rows'].items() if count)}",
+        f"- rows: {', '.join(f'{name} {count}' for name, count in counted.items() if count)}",
         f"- data fingerprint: `{run.data['fingerprint'][:16]}`",
         f"- seconds: {', '.join(f'{stage} {seconds:.1f}' for stage, seconds in run.seconds.items())}",
         f"- {run.hardware}, {run.precision}, {run.world_size} process(es), seed {run.seed}",

@@ -64,7 +64,7 @@ def read_domain(
         text_column: guessed where obvious.
         label_column: likewise.
         seed: of the sample.
-        labelled: whether labels are needed; else they are used where they can be read.
+        labelled: whether labels are needed; else they are used where they can be read, and a note says why not.
         quiet: no progress bar.
         most: rows of the sample.
 
@@ -76,7 +76,7 @@ def read_domain(
         table = read_table(spec, label_column=label_column, **options)
         notes = list(table.notes)
     except UserError as error:
-        if labelled or label_column:
+        if labelled:
             raise
         table = read_table(spec, labelled=False, **options)
         notes = [*table.notes, f"read without labels ({str(error).splitlines()[0]})"]

@@ -44,8 +44,8 @@ class Table:
         name: short name of the domain, from the file's name.
         texts: column `text` of every row of the file, memory-mapped.
         rows: columns `row` (position in the file), `key`, `content`, `words` (see `text_facts`; the key of what a text
-            was before it was rewritten), and where there are any `label` (text), `split`, `domain`; rows without text
-            or label are left out.
+            was before it was rewritten, where it was), `now` (the key of what it is), and where there are any `label`
+            (text), `split`, `domain`; rows without text or label are left out.
         notes: what was guessed or dropped, one line each.
     """
 
@@ -100,8 +100,10 @@ def read_table(
     if texts is None:
         raise DataError(problems)
     rows = text_facts(texts if whole is dataset else texts.select(kept), quiet=quiet)
+    rows["now"] = rows["key"]
     if REWRITTEN_FROM in dataset.column_names:
-        rows["key"] = text_facts(_texts(spec, dataset, REWRITTEN_FROM), quiet=quiet)["key"]
+        before = text_facts(_texts(spec, dataset, REWRITTEN_FROM), quiet=quiet)
+        rows["key"] = before["key"].where(before["words"] > 0, rows["now"])
     rows.insert(0, "row", kept)
     rows = rows.assign(**{name: values for name, values in columns.items() if values is not None})
     notes = [f"text from column '{text}'" + (f", label from '{label}'" if label else "")]

@@ -154,8 +154,10 @@ def make_trainer(
     def compute_metrics(output: Any) -> dict[str, float]:
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         scores = task.compute_metrics(logits, output.label_ids, label_names)
-        whole = bool(np.isfinite(logits).all())  # what is no number gives the first label: by chance often right
-        return {n: value if whole else 0.0 for n, value in scores.items() if isinstance(value, float) and n != "loss"}
+        # what is no number gives the first label, by chance often right; of no error 0 would be the best
+        if not np.isfinite(logits).all():
+            scores = {name: float("nan") if name == "calibration_error" else 0.0 for name in scores}
+        return {name: value for name, value in scores.items() if isinstance(value, float) and name != "loss"}
 
     # transformers 5 would otherwise take the model's plain mean for a loss already scaled to the whole step
     prepared.model.accepts_loss_kwargs = False

@@ -258,7 +258,8 @@ def _estimates(found: dict[str, Any]) -> dict[str, Any]:
                         for name, one in test["scores"].items() if one["off"] is not None)  # fmt: skip
         lines.append(
             f"Back-test on {test['domain']}: the recommended arm was {number(regret and 100 * regret, '.1f')} "
-            f"points under the best one there. Estimates were off by (points, mean over the arms): {off}."
+            "points under the best one there."
+            + (f" Estimates were off by (points, mean over the arms): {off}." if off else "")
         )
     if not found["backtests"]:
         lines.append("How far to trust them is not known: --backtest with a labelled table of another domain tells.")

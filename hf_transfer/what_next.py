@@ -60,7 +60,7 @@ def _texts(job: Comparison, run: Run, rng: np.random.Generator) -> list[dict[str
     if job.domains.unlabeled is None:
         return []
     rows = job.domains.unlabeled
-    known = np.isin(text_facts(rows)["key"], learned_keys(job.domains, quiet=True))
+    known = np.isin(text_facts(rows)["key"], learned_keys(job.domains))
     rows = _sample(rows.select(np.flatnonzero(~known)), TEXTS, rng)
     if not len(rows):
         return []

@@ -25,7 +25,7 @@ from hf_transfer.objectives import mlm
 from hf_transfer.predict import scorer
 from hf_transfer.results import check_writable, load_run, write_atomically
 from hf_transfer.rewriting import own_words, rewrite
-from hf_transfer.tables import REWRITTEN_FROM, read_table
+from hf_transfer.tables import REWRITTEN_FROM, open_table, read_table
 
 WRITERS = {
     ".csv": lambda frame: frame.to_csv(index=False),
@@ -65,6 +65,10 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         raise UserError(f"--model {arguments.model} has not learnt to fill in words; give one that "
                         "hf-transfer run pretrain_domain has made.")  # fmt: skip
     texts, theirs = (table.texts.select(table.rows["row"])["text"][:] for table in (source, target))
+    origins, whole = texts, open_table(arguments.source, arguments.text_column)[0]
+    if REWRITTEN_FROM in whole.column_names:  # what they were before they were ever rewritten
+        before = whole.select(source.rows["row"])[REWRITTEN_FROM][:]
+        origins = [one or text for one, text in zip(before, texts, strict=True)]
     own = own_words(texts, theirs)
     new = rewrite(texts, own, loaded, quiet=arguments.quiet)
     changed = np.array([one != other for one, other in zip(texts, new, strict=True)])
@@ -72,7 +76,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     kept = changed & (labels == source.rows["label"].to_numpy())
     columns = ["label", *(["split"] if "split" in source.rows else [])]
     frame = pd.DataFrame({"text": np.where(kept, new, texts), **source.rows[columns], "rewritten": kept,
-                          REWRITTEN_FROM: texts})  # fmt: skip
+                          REWRITTEN_FROM: origins})  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, WRITERS[output.suffix](frame))
     console.say(f"{kept.sum()} of {len(frame)} texts rewritten; {(changed & ~kept).sum()} stay as they were, because "

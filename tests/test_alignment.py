@@ -381,8 +381,8 @@ COLLAPSES = {
     "one label": ({"right": [26] * 100, "given": lambda step: [1]}, 51, "every text was given one label"),
     "of the target": (
         {"right": [26] * 100, "given": lambda step: [0] * 8 + [1] * 8, "target": lambda step: [1] * 16},
-        51,
-        "every target text was given one label, and 416 source texts another",
+        63,
+        "all of 1008 target texts were given one label, and 504 source texts another",
     ),
     "blind": ({"right": [16] * 100}, 31, "never told the domains apart"),
 }
@@ -425,8 +425,16 @@ def test_what_was_watched_goes_on_from_a_checkpoint(watched, tmp_path):
     for folder in (tmp_path, tmp_path / "killed before it was written"):
         both, callback = watched(choices := {})
         callback.on_train_begin(now := Fake(50, folder=str(folder)), now, None)
+        assert set(callback.watched) == set(Progress(both, {}).watched)
         assert choices == (kept if folder == tmp_path else {})
         assert watch(both, callback, [16] * 50, first=50) is None
+    note = tmp_path / "checkpoint-50" / "alignment.json"
+    older = json.loads(note.read_text())
+    del older["watched"]["of_target"]
+    note.write_text(json.dumps(older))
+    both, callback = watched({})
+    callback.on_train_begin(now := Fake(50, folder=str(tmp_path)), now, None)
+    assert watch(both, callback, [16] * 50, first=50) is None, "of a version that watched less"
     both, callback = watched({})
     assert watch(both, callback, [16] * 50) == 31
     callback.on_save(now := Fake(50, folder=str(tmp_path)), now, None)
@@ -460,6 +468,8 @@ def test_rows_of_one_label_are_no_collapse(watched):
     assert watch(*watched({}), [26] * 100, given=lambda step: [1] if step % 15 else [0, 1]) is None
     rare = {"given": lambda step: [1] * 15 + [0] * (step % 4 == 0), "target": lambda step: [1] * 16}
     assert watch(*watched({}), [26] * 100, **rare) is None, "25 source rows in all: the target may have fewer"
+    rare = {"given": lambda step: [0] * 8 + [1] * 8, "target": lambda step: [1] * 15 + [int(step % 50 > 0)]}
+    assert watch(*watched({}), [26] * 100, **rare) is None, "one text of 800 has the other label"
 
 
 @pytest.mark.recipe

@@ -384,6 +384,29 @@ def test_leaks_are_removed_and_counted(tables_in):
     assert len(dirty.target_test) == 60
 
 
+def test_rewritten_texts_are_known_by_what_they_were_and_by_what_they_are(tables_in):
+    source, target = make_rows("hotel", 200), make_rows("film", 60)
+    rewritten = [{**row, "text": f"rewritten {row['text']}", "rewritten_from": row["text"]} for row in source[:100]]
+    plain = tables_in.load(source, target)
+    both = tables_in.load([*rewritten, *source[100:]], target)
+    assert sizes(both) == sizes(plain)
+    assert both.facts["duplicates"] == {"source": 0, "target": 0}, "rows that are as they were are not one text"
+    assert keys(both, "source_test") - keys(plain, "source_test"), "else none of them was rewritten"
+    copies = [{**row, "text": tested["text"].upper()} for row, tested in zip(rewritten[:30], target, strict=False)]
+    leaky = tables_in.load([*copies, *rewritten[30:], *source[100:]], target)
+    assert not keys(leaky, "train", "validation") & keys(leaky, "target_test")
+    assert 20 <= leaky.facts["leaks_removed"] <= 30
+
+
+def test_rows_that_nobody_uses_may_be_the_source(tables_in):
+    target = with_splits(make_rows("hotel", 100), 60, 0)
+    source = [{name: value for name, value in row.items() if name != "split"} for row in target[:60]]
+    domains = tables_in.load(source, target)
+    assert len(domains.target_test) == 40
+    with pytest.raises(DataError, match="60 of 60 source rows are also target rows"):
+        tables_in.load(source, target, target_shots="all")
+
+
 def test_the_same_table_twice_is_refused(tables_in):
     with pytest.raises(DataError, match="80 of 100 source rows are also target test rows"):
         tables_in.load(make_rows("hotel", 100), make_rows("hotel", 100))

@@ -14,7 +14,7 @@ import scipy.stats
 import sklearn.metrics
 from conftest import REPOSITORY
 
-from hf_transfer.evaluation import classification_scores, intervals, paired_difference
+from hf_transfer.evaluation import classification_scores, intervals, length_parts, paired_difference
 from hf_transfer.metrics.accuracy import Accuracy
 from hf_transfer.metrics.calibration_error import CalibrationError
 from hf_transfer.metrics.macro_f1 import MacroF1
@@ -205,6 +205,18 @@ def test_paired_difference_has_the_mcnemar_error(n, gained, lost):
     error = math.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
     assert (found["high"] - found["low"]) / (2 * 1.959964) == pytest.approx(error, rel=0.08)
     assert (found["high"] + found["low"]) / 2 == pytest.approx(found["value"], abs=0.25 * error)
+
+
+def test_parts_by_length_know_where_texts_were_cut():
+    rng = np.random.default_rng(0)
+    whole = rng.integers(5, 100, 300)
+    thirds = length_parts(whole)
+    assert [name.split("(")[0] for name in thirds] == ["length: short ", "length: medium ", "length: long "]
+    assert np.sum(list(thirds.values()), axis=0).tolist() == [1] * 300
+    assert min(part.sum() for part in thirds.values()) > 80
+    cut = length_parts(np.minimum(whole, 64))
+    assert list(cut) == ["length: under 64 tokens", "length: 64 tokens, or cut there"]
+    assert cut["length: 64 tokens, or cut there"].tolist() == (whole >= 64).tolist()
 
 
 def test_paired_difference_knows_gain_from_noise():

@@ -97,12 +97,15 @@ def test_what_the_model_sees_goes_with_what_was_changed(shift):
         states[:, :, 0] += 4 * labels[:, None]
         states[:, :, 1] += lengths[:, None] / 5
         states[:, :, 2] += moved
-        return Side(name, ["a " * n for n in lengths], np.where(labels, "pos", "neg"), pd.DataFrame(), lengths, states)
+        named = np.where(labels, "pos", "neg")
+        facts = pd.DataFrame({"label": named, "words": lengths})
+        return Side(name, ["a " * n for n in lengths], named, facts, lengths, states)
 
     found = parts.measure(side("here"), side("there", **PARTS[shift]), 0)
     assert found.apart == (shift != "none")
     if shift != "none":
         assert sum(found.numbers["parts"].values()) == pytest.approx(1.0, abs=1e-3)
+        assert set(found.numbers["parts"]) == {shift, "words and style"}, "what does not differ has no part"
         assert found.numbers["parts"][shift] > 0.9
         assert parts.REMEDIES[shift] in found.advice
 
@@ -111,7 +114,8 @@ def test_length_and_words_that_can_not_be_told_apart():
     from hf_transfer.diagnostics import parts
 
     rng = np.random.default_rng(0)
-    sides = [Side(name, ["a " * n] * 100, None, pd.DataFrame(), np.ones(100), rng.normal(i, size=(100, 4, 6)))
+    sides = [Side(name, ["a " * n] * 100, None, pd.DataFrame({"words": [n] * 100}), np.ones(100),
+                  rng.normal(i, size=(100, 4, 6)))
              for i, (name, n) in enumerate((("here", 5), ("there", 50)))]  # fmt: skip
     found = parts.measure(*sides, 0)
     assert found.numbers["parts"] == {"length, or words and style": 1.0}
@@ -152,6 +156,66 @@ def test_shorter_texts_have_no_other_words():
         assert not found.apart
         null, between = (found.numbers[name] for name in ("jensen_shannon_within_source", "jensen_shannon"))
         assert between == pytest.approx(null, rel=0.15)
+
+
+def test_advice_names_words_that_the_source_hardly_has():
+    rng = np.random.default_rng(0)
+
+    def side(name, extra):
+        texts = [" ".join([*rng.choice(["the", "a", "is"], 12), *["it"] * n, *own]) for n, own in extra]
+        return Side(name, texts, None, pd.DataFrame(), np.full(len(texts), 15), np.zeros((len(texts), 1, 2)))
+
+    source, frequent = side("here", [(2, [])] * 100), side("there", [(6, [])] * 100)
+    assert (
+        "uses some words more (it, ...), though the source has them" in vocabulary.measure(source, frequent, 0).advice
+    )
+    own = vocabulary.measure(source, side("there", [(6, ["knife", "pan", "knife"])] * 100), 0)
+    assert "The target's own words (knife, pan, ...) are rare in the source" in own.advice
+
+
+def test_texts_with_words_of_their_own_are_no_other_vocabulary():
+    """A text repeats its own words: a few long texts hold fewer of them than as many words of short ones."""
+    rng = np.random.default_rng(0)
+
+    def side(name, length):
+        texts = [" ".join(f"own{name}{i}" if own else f"w{word}" for own, word in
+                          zip(rng.random(length) < 0.3, rng.integers(0, 200, length), strict=True))
+                 for i in range(300)]  # fmt: skip
+        return Side(name, texts, None, pd.DataFrame(), np.full(300, length), np.zeros((300, 1, 2)))
+
+    for lengths in ((12, 400), (400, 12)):
+        found = vocabulary.measure(side("here", lengths[0]), side("there", lengths[1]), 0)
+        null, between = (found.numbers[name] for name in ("jensen_shannon_within_source", "jensen_shannon"))
+        assert between == pytest.approx(null, rel=0.15)
+        assert not found.apart
+
+
+def test_labels_that_hardly_overlap_can_not_be_told_from_words():
+    from hf_transfer.diagnostics import parts
+
+    rng = np.random.default_rng(0)
+    sides = []
+    for i, mix in enumerate(([0.4, 0.4, 0.2, 0], [0, 0, 0.1, 0.9])):
+        named = rng.choice(["a", "b", "c", "d"], 200, p=mix)
+        facts = pd.DataFrame({"label": named, "words": 2})
+        sides.append(Side("x", ["a b"] * 200, named, facts, np.full(200, 2), rng.normal(i, size=(200, 4, 6))))
+    found = parts.measure(*sides, 0)
+    assert found.numbers["parts"] == {"label mix, or words and style": 1.0}
+    assert found.advice == ""
+
+
+def test_mixes_that_differ_by_chance_have_no_part():
+    from hf_transfer.diagnostics import parts
+
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        sides = []
+        for i in range(2):
+            own = rng.random(400) < 0.5
+            facts = pd.DataFrame({"label": own.astype(str), "words": 2})
+            states = rng.normal(size=(400, 4, 6)) + 0.5 * i + 2 * own[:, None, None]
+            sides.append(Side("x", ["a b"] * 400, own.astype(str), facts, np.full(400, 2), states))
+        assert parts.measure(*sides, seed).numbers["parts"] == {"words and style": 1.0}
 
 
 def test_a_missed_kind_of_a_frequent_label_is_no_other_concept():
@@ -227,13 +291,26 @@ def test_features_are_computed_once(measured, monkeypatch):
     assert measured(table, other)[0] == first
 
 
-def test_the_command(tiny, tmp_path, capsys):
+def test_the_command(tiny, tmp_path, capsys, monkeypatch):
     files = [str(write_table(tmp_path / f"{i}.jsonl", rows(80, i))) for i in (1, 2)]
     main(["gap", "--source", files[0], "--target", files[1], "--model", str(tiny), "--quiet"])
     assert "No difference between the domains is shown" in capsys.readouterr().out
     main(["rank", "--models", str(tiny), "--source", files[0], "--quiet"])
     assert "Best by LogME: layer" in capsys.readouterr().out
+    monkeypatch.setattr("hf_transfer.models.default_model", lambda: str(tiny))
+    main(["rank", "--source", files[0], "--quiet"])
+    assert "Best by LogME: layer" in capsys.readouterr().out
     assert sorted(file.name for file in tmp_path.iterdir()) == ["1.jsonl", "2.jsonl"]
+
+
+def test_a_label_column_that_only_the_source_has(measured):
+    source, target = ([{"text": row["text"], **({"opinion": row["label"]} if labelled else {})} for row in table]
+                      for table, labelled in ((rows(80, 1), True), (rows(80, 2), False)))  # fmt: skip
+    text, facts = measured(source, target, label_column="opinion")
+    assert "| labels | - | not measured: the target has no labels |" in text
+    assert any("there: read without labels" in note for note in facts["notes"])
+    with pytest.raises(UserError, match="has no column 'opinion'"):
+        measured(target, source, label_column="opinion")
 
 
 def test_what_can_not_be_compared_is_refused(measured, tmp_path):

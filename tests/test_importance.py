@@ -198,6 +198,11 @@ def test_every_kind_of_weights(files, steady, tmp_path, capsys):
     [
         (["--source_weights", "domains"], {"sources": ["far"]}, "needs several sources, there is one .far"),
         (["--source_weights", "domains", "--target_shots", "4"], {"sources": ["far"]}, "needs several .*one .far"),
+        (
+            ["--source_weights", "domains", "--target_shots", "all", "--target_only"],
+            {},
+            "needs several .*there is none",
+        ),
         (["--source_weights", "nearest"], {"pool": "few"}, "there are 10 distinct unlabelled target texts; at least"),
         (["--source_weights", "nearby"], {}, "--source_weights is 'nearby'; use none, importance, domains, nearest"),
         (["--nearest_fraction", "0"], {}, "--nearest_fraction is 0.0; use a share above 0"),

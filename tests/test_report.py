@@ -295,6 +295,16 @@ def test_verdict(tmp_path, gain, words):
     assert verdict(run) in write_report(folders([run]))[1][0].read_text(encoding="utf-8")
 
 
+def test_a_run_that_gives_one_label_to_all_is_called_so(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "every one of them" not in verdict(run)
+    for label, recall in (("neg", 1.0), ("pos", 0.0)):
+        run.metrics["target_test"]["per_class"][label]["recall"] = recall
+    assert "It gives every one of them the label neg: it has not learned to tell labels apart" in verdict(run)
+    run.metrics["target_test"]["per_class"]["pos"]["support"] = 0.0
+    assert "every one of them" not in verdict(run), "all of them have that label"
+
+
 def test_without_a_target_the_source_is_the_headline(tmp_path):
     run = make_run(tmp_path / "run", gain=(0.05, 0.01, 0.09))
     assert test_set(run) == "target_test"
@@ -330,5 +340,7 @@ def test_run_report(tmp_path):
     ):
         assert fact in lines
     assert "before training" not in text
+    run.data["unlabeled_rows"] = 300
+    assert "target_test 200, unlabelled 300\n" in run_report(run)
     run.metrics["source_test_before"] = scores(0.955, 0.95)
     assert "Source accuracy before training 95.5 %, after 91.0 %." in run_report(run).splitlines()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_transfer.diagnostics import Finding, Side, labels_unlike
+from hf_transfer.diagnostics import Finding, Side, labels, length
 from hf_transfer.diagnostics.mmd import ROWS, kernel, permuted, share_as_large
 
 BINS = 5  # of length
@@ -21,7 +21,8 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     """Divide MMD^2 two thirds up the layers: what is gone when rows are weighed alike, first by label, then by length.
 
     Rows of both domains are put into cells (label; label and length). The source's are weighed so that every cell has
-    the target's share; cells that one side lacks are left out of both.
+    the target's share; cells that one side lacks are left out of both. Where weighing makes it larger, that part is 0.
+    Labels and lengths that differ by no more than chance have no part: that of two samples would be chance, too.
     """
     layer = source.states.shape[1] * 2 // 3
     rng = np.random.default_rng(seed)
@@ -29,29 +30,28 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     a, b = (side.states[pick, layer] for side, pick in zip((source, target), picks, strict=True))
     values = permuted(a, b, seed)
     if share_as_large(values) >= 0.01:
-        return Finding("nothing to divide: the model sees no difference beyond chance", "", apart=False)
+        return Finding(f"nothing to divide: no difference beyond chance on layer {layer}", "", apart=False)
     similar, whole = kernel(a, b), float(values[0])
-    one_label = labels_unlike(source, target) != ""
-    by_label = [np.zeros(len(pick), dtype=object) if one_label else np.asarray(side.labels, dtype=object)[pick]
-                for side, pick in zip((source, target), picks, strict=True)]  # fmt: skip
-    lengths = [np.log1p([len(side.texts[int(i)].split()) for i in pick])
-               for side, pick in zip((source, target), picks, strict=True)]  # fmt: skip
-    edges = np.quantile(np.concatenate(lengths), np.linspace(0, 1, BINS + 1)[1:-1])
-    by_both = [[f"{label} {bin}" for label, bin in zip(labels, np.digitize(one, edges), strict=True)]
-               for labels, one in zip(by_label, lengths, strict=True)]  # fmt: skip
-    left = {"label mix": whole}  # before each step
-    left["length"] = whole if one_label else _left(similar, *by_label)
-    rest = _left(similar, *by_both)
-    told = not np.isnan(rest)
-    left["words and style"] = rest if told else 0.0
+    cells: list[list[str]] = [[""] * len(pick) for pick in picks]
+    left = {}  # before each step
+    rest = whole
+    for name, apart, kinds in (
+        ("label mix", labels.measure(source, target, seed).apart, _labels),
+        ("length", length.measure(source, target, seed).apart, _lengths),
+    ):
+        if not apart:
+            continue
+        finer = [[f"{cell} {kind}" for cell, kind in zip(*both, strict=True)]
+                 for both in zip(cells, kinds(source, target, picks), strict=True)]  # fmt: skip
+        if np.isnan(after := _left(similar, *finer)):
+            name, after = f"{name}, or words and style", 0.0
+        left[name], rest, cells = rest, after, finer
+        if after == 0.0:
+            break
+    else:
+        left["words and style"] = rest
     steps = np.minimum.accumulate(np.clip([*left.values(), 0.0], 0.0, whole))
     parts = dict(zip(left, ((steps[:-1] - steps[1:]) / whole).tolist(), strict=True))
-    if one_label:
-        parts.pop("label mix")
-    if not told:
-        parts = {name: share for name, share in parts.items() if name == "label mix"} | {
-            "length, or words and style": parts["length"] + parts["words and style"]
-        }
     largest = max(parts, key=lambda name: parts[name])
     advice = ""
     if parts[largest] > MOST and largest in REMEDIES:
@@ -65,14 +65,27 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     )
 
 
-def _left(similar: np.ndarray, ours: np.ndarray | list[str], theirs: np.ndarray | list[str]) -> float:
+def _labels(source: Side, target: Side, picks: list[np.ndarray]) -> list[list[str]]:
+    names = [np.asarray(side.labels, dtype=str) for side in (source, target)]
+    return [own[pick].tolist() for own, pick in zip(names, picks, strict=True)]
+
+
+def _lengths(source: Side, target: Side, picks: list[np.ndarray]) -> list[list[str]]:
+    """Return which of BINS equally frequent lengths each row has."""
+    counts = [np.array([len(side.texts[int(i)].split()) for i in pick])
+              for side, pick in zip((source, target), picks, strict=True)]  # fmt: skip
+    edges = np.quantile(np.concatenate(counts), np.linspace(0, 1, BINS + 1)[1:-1])
+    return [np.digitize(one, edges).astype(str).tolist() for one in counts]
+
+
+def _left(similar: np.ndarray, ours: list[str], theirs: list[str]) -> float:
     """Return MMD^2 of the rows whose cell both sides have, the source's weighed to the target's shares of the cells.
 
     It is nan where hardly any row of a side has rows like it.
     """
     import pandas as pd
 
-    cells, codes = np.unique([*map(str, ours), *map(str, theirs)], return_inverse=True)
+    cells, codes = np.unique([*ours, *theirs], return_inverse=True)
     one, other = codes[: len(ours)], codes[len(ours) :]
     counts = pd.DataFrame({"ours": np.bincount(one, minlength=len(cells)),
                            "theirs": np.bincount(other, minlength=len(cells))})  # fmt: skip
@@ -84,7 +97,7 @@ def _left(similar: np.ndarray, ours: np.ndarray | list[str], theirs: np.ndarray 
 
 
 def weighted(similar: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return the unbiased MMD^2 between samples whose rows have weights.
+    """Return MMD^2 between samples whose rows have weights, of pairs of different rows; unbiased if weights are given.
 
     Args:
         similar: kernel (rows, rows) of both samples, one after the other.

@@ -27,8 +27,8 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     apart = bool(between[best] > null[best] + 0.3)
     return Finding(
         summary=f"{between[best]:.2f} of at most 2 on layer {best} (within a domain {null[best]:.2f})",
-        advice="A classifier tells the domains apart: aligning features (CORAL, MMD) has something to align. It does "
-        "not predict accuracy."
+        advice="A classifier tells the domains apart: aligning features (CORAL, MMD) has something to align. That does "
+        "not predict accuracy, and aligning rarely helped where it was measured (README)."
         if apart
         else "",
         apart=apart,

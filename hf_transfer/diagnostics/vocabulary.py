@@ -12,6 +12,7 @@ from hf_transfer.diagnostics import Finding, Side
 
 PRIOR = 0.01  # pseudo-count a word
 SHOWN = 10
+RARE, CANDIDATES = 0.25, 200  # the source's rate of the target's own words against the target's; words looked at
 FEWEST = 30  # rows with matched labels, below which labels are left as they are
 
 
@@ -31,7 +32,7 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     rows = [[words(side.texts[int(i)]) for i in part]
             for side, part in ((source, order[:half]), (source, order[half : 2 * half]), (target, other))]  # fmt: skip
     size = min(sum(map(len, part)) for part in rows)  # fewer words would lie further apart by chance
-    *halves, theirs = (_first(part, size) for part in rows)
+    *halves, theirs = (_drawn(part, size, rng) for part in rows)
     null, between = _distance(*halves), _distance(halves[0], theirs)
     unseen_null, unseen = _unseen(*halves), _unseen(halves[0], theirs)
     everything = [_count(side, np.arange(len(side.texts))) for side in (source, target)]
@@ -42,9 +43,14 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     few, many = ranked[:SHOWN], ranked[::-1][:SHOWN]
     advice = ""
     if apart:
-        advice = (f"The target's own words ({', '.join(many[:5])}, ...) are rare in the source: learn them from "
-                  "unlabelled target text, by self-training (self_train) first, then by continued pretraining "
-                  "(pretrain_domain); compare tells which one helps.")  # fmt: skip
+        rates = [{word: n / one.total() for word, n in one.items()} for one in everything]
+        own = [word for word in ranked[::-1][:CANDIDATES] if rates[0].get(word, 0.0) < RARE * rates[1].get(word, 0.0)]
+        which = f"The target's own words ({', '.join(own[:5])}, ...) are rare in the source"
+        if not own:
+            more = [word for word in many[:5] if z[word] > 0]
+            which = f"The target uses some words more ({', '.join(more)}, ...), though the source has them"
+        advice = (f"{which}: learn from unlabelled target text, by self-training (self_train) first, then by continued "
+                  "pretraining (pretrain_domain); compare tells which one helps.")  # fmt: skip
     return Finding(
         summary=f"Jensen-Shannon {between:.3f} bits (within the source {null:.3f}); {unseen:.1%} of target words "
         f"unseen (within {unseen_null:.1%}); {pieces[1]:.2f} tokens a word (source {pieces[0]:.2f})",
@@ -85,9 +91,10 @@ def _count(side: Side, rows: np.ndarray) -> Counter[str]:
     return Counter(word for i in rows for word in words(side.texts[int(i)]))
 
 
-def _first(texts: list[list[str]], size: int) -> Counter[str]:
-    """Count the words of the first texts that hold `size` of them together."""
-    return Counter(itertools.islice(itertools.chain.from_iterable(texts), size))
+def _drawn(texts: list[list[str]], size: int, rng: np.random.Generator) -> Counter[str]:
+    """Count `size` words drawn from all texts: whole ones would be few where they are long, and repeat themselves."""
+    everything = list(itertools.chain.from_iterable(texts))
+    return Counter(everything[i] for i in rng.permutation(len(everything))[:size])
 
 
 def _distance(a: Counter[str], b: Counter[str]) -> float:
