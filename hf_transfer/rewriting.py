@@ -22,6 +22,7 @@ from hf_transfer.objectives import mlm
 OWN, RARE = 3.0, 0.25
 MASKED = 0.3  # of a text's words at most: filling in needs something to go by
 BATCH = 32
+FEW_WORDS = 50  # put in, that say nothing of a model
 
 
 def own_words(source: list[str], target: list[str]) -> dict[str, float]:
@@ -88,3 +89,15 @@ def _replaced(text: str, where: list[re.Match[str]], by: list[str]) -> str:
     for one, word in reversed(list(zip(where, by, strict=True))):
         text = text[: one.start()] + word + text[one.end() :]
     return text
+
+
+def most_put_in(before: list[str], after: list[str]) -> tuple[str, float]:
+    """Return the word that rewriting put in most often, and its share of all that it put in; 0 where these are few."""
+    put = Counter(
+        new.lower().strip(".,;:!?")
+        for one, other in zip(before, after, strict=True)
+        for old, new in zip(one.split(), other.split(), strict=False)
+        if new != old
+    )
+    (word, count), *_ = put.most_common(1) or [("", 0)]
+    return word, count / put.total() if put.total() >= FEW_WORDS else 0.0

@@ -24,9 +24,10 @@ from hf_transfer.models import load_pretrained
 from hf_transfer.objectives import mlm
 from hf_transfer.predict import scorer
 from hf_transfer.results import check_writable, load_run, write_atomically
-from hf_transfer.rewriting import own_words, rewrite
+from hf_transfer.rewriting import most_put_in, own_words, rewrite
 from hf_transfer.tables import REWRITTEN_FROM, open_table, read_table
 
+OFTEN = 0.2  # share of one word among those put in, which a model that knows the target has not
 WRITERS = {
     ".csv": lambda frame: frame.to_csv(index=False),
     ".jsonl": lambda frame: frame.to_json(orient="records", lines=True, force_ascii=False),
@@ -79,6 +80,10 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
                           REWRITTEN_FROM: origins})  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, WRITERS[output.suffix](frame))
+    word, share = most_put_in(texts, new)
+    if share > OFTEN:
+        console.say(f"note: {share:.0%} of the words put in are '{word}': --model has learned little of the target; "
+                    "give pretrain_domain more texts or epochs")  # fmt: skip
     console.say(f"{kept.sum()} of {len(frame)} texts rewritten; {(changed & ~kept).sum()} stay as they were, because "
                 f"{run.folder} gives what became of them another label, and {(~changed).sum()} because they hold none "
                 f"of the source's {len(own)} own words\nwritten: {output}")  # fmt: skip

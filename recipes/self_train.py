@@ -7,9 +7,10 @@
 
 The first teacher is a model trained on the source here, or the mean of finished runs (--teachers). Every round starts
 from the pretrained weights; --method frozen encodes source and target once, then a round is a head, and the result is
-the mean of the first head and the last (without --teachers, and if the model's last layer has room for both). It ends
-early when a round changes hardly any label, and a round that is worse on held-out source rows is dropped. The target's
-labels, where it has any, are for testing alone.
+the mean of the first head and the last (without --teachers, and if the model's last layer has room for both). A
+classifier on the words of the texts has its say on the labels, too (co-training). It ends early when a round changes
+hardly any label, and a round that is worse on held-out source rows is dropped. The target's labels, where it has any,
+are for testing alone.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from hf_transfer.pretraining import (
     read_pool,
 )
 from hf_transfer.results import load_run
-from hf_transfer.rewriting import own_words, places, rewrite
+from hf_transfer.rewriting import most_put_in, own_words, places, rewrite
 from hf_transfer.tasks.text_classification import encode
 from hf_transfer.training import fit
 
@@ -596,6 +596,16 @@ def test_only_the_sources_own_words_give_way(dapt):
     words = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     allowed = [i for i, word in enumerate(words) if word.isalnum() and word not in ("hotel", "staff")]
     assert [after[i].strip(".,") for i in (1, 7, 10)] == [words[allowed[int(row[allowed].argmax())]] for row in scores]
+
+
+def test_a_model_that_puts_in_one_word_is_found_out():
+    before = [f"the book{i} was good, the plot dull" for i in range(40)]
+    same = [text.replace(f"book{i}", "it").replace("plot", "It") for i, text in enumerate(before)]
+    assert most_put_in(before, same) == ("it", 1.0)
+    various = [text.replace(f"book{i}", f"pan{i}").replace("plot", "handle") for i, text in enumerate(before)]
+    assert most_put_in(before, various) == ("handle", 0.5)
+    assert most_put_in(before[:20], same[:20])[1] == 0.0, "40 words are too few"
+    assert most_put_in(before, before) == ("", 0.0)
 
 
 @pytest.mark.recipe
