@@ -48,7 +48,10 @@ def with_words(
 
     from hf_transfer.controls import word_features
 
-    features = word_features(min_df=2).fit([*source_texts, *texts])
+    try:
+        features = word_features(min_df=2).fit([*source_texts, *texts])
+    except ValueError:  # no word occurs twice
+        return probabilities
     known, ours, given = features.transform(source_texts), features.transform(texts), probabilities.argmax(1)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(given))

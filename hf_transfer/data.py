@@ -150,7 +150,8 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
     leaks = strays & (labelled["key"].isin(test_keys) | copies)
     if (own := int((leaks & ~is_target).sum())) > 0.5 * len(source):
         problems.append(f"{own} of {len(source)} source rows are also target test rows; source and target must differ.")
-    elif (same := source["key"].isin(set(target.loc[target["split"] != "unused", "key"]))).mean() > 0.5:  # split alike
+    elif (same := source["key"].isin(set(target.loc[target["split"] != "unused", "key"]))).mean() > 0.5:
+        # split alike, so that nothing leaks
         problems.append(f"{same.sum()} of {len(source)} source rows are also target rows; source and target must "
                         "differ.")  # fmt: skip
     else:

@@ -65,7 +65,8 @@ def test_words_that_tell_nothing_have_no_say():
     both = with_words(given[:600], texts[:600], texts[600:], truth[600:], 0)
     assert (both.argmax(1) == given[:600].argmax(1)).mean() > 0.97
     alone = with_words(given[:600], [f"t{i}" for i in range(600)], texts[600:], truth[600:], 0)
-    assert alone == pytest.approx(given[:600]), "no word occurs twice"
+    assert alone == pytest.approx(given[:600]), "no word of theirs occurs twice"
+    assert with_words(given[:2], ["one", "two"], ["three", "four"], np.array([0, 1]), 0) == pytest.approx(given[:2])
 
 
 @pytest.mark.parametrize("target", [0.5, 0.55, 0.1])
