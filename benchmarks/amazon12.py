@@ -198,7 +198,9 @@ def written(name: str, lines: list[str], arguments: argparse.Namespace) -> Path:
 def mean_difference(rows: pd.DataFrame, arm: str, baseline: str) -> tuple[float, float, float]:
     """Return the mean of arm minus baseline, with a 95 % bootstrap interval over pairs and rows; seeds are averaged.
 
-    Pairs with one target are tested on the same rows, so these are drawn once for all of them.
+    Pairs with one target are tested on the same rows, so these are drawn once for all of them. The interval is about
+    other pairs of these four domains, not about other domains: by simulation it holds 88 % of the time where gains
+    differ by domain, not by pair.
     """
     cells = rows.groupby(["arm", "source", "target"])["right"].apply(lambda runs: np.mean(list(runs), axis=0))
     keys = list(cells.loc[arm].index)
@@ -227,9 +229,9 @@ def write(rows: pd.DataFrame, pairs: list[tuple[str, str]], arms: list[str], arg
         f"{ROWS:,} of the target; `--max_length {arguments.max_length}`, default encoder "
         f"(all-MiniLM-L6-v2), no validation rows; seeds {arguments.seeds}. "
         f"Accuracy in %; the difference to {arguments.baseline} is paired, with a 95 % bootstrap interval over pairs "
-        "and test rows, seeds averaged. Seconds: the median of preparing, training and labelling, what was encoded "
-        "before included; one training on the source alone serves three targets; teachers, continued pretraining and "
-        "rewriting are not counted.",
+        "and test rows (of these four domains), seeds averaged. Seconds: the median of preparing, training and "
+        "labelling, what was encoded before included; one training on the source alone serves three targets; "
+        "teachers, continued pretraining and rewriting are not counted.",
         "",
         f"{hardware()}; {tools}.",
         "",
