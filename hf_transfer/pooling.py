@@ -105,9 +105,12 @@ def fit_pools(
         steps: optimiser steps; ten epochs within STEPS by default.
         sample_weights: (rows,) in input order, with mean 1, or None.
     """
-    total = len(states.values)
-    mean = sum(part.float().sum(0) for part in states.values.split(1 << 14)) / total
-    square = sum(part.float().square().sum(0) for part in states.values.split(1 << 14)) / total
+    ordered = np.unique(np.concatenate(rows))
+    learned = np.repeat(np.isin(np.arange(len(states.order)), ordered), states.lengths)
+    total, mean, square = int(learned.sum()), torch.zeros(()), torch.zeros(())
+    for part, own in zip(states.values.split(1 << 14), torch.from_numpy(learned).split(1 << 14), strict=True):
+        mine = part[own].float()  # the scale is theirs that it learns from, whatever else was encoded
+        mean, square = mean + mine.sum(0) / total, square + mine.square().sum(0) / total
     std = (square - mean.square()).clamp_min(1e-6).sqrt()
     heads = [AttentionPool(mean, std, classes, pools, seed, dtype) for _ in rows]
     groups: list[dict[str, Any]] = []
@@ -115,7 +118,6 @@ def fit_pools(
         groups.append({"params": [head.queries], "lr": 1e-2, "weight_decay": decay})
         groups.append({"params": [head.weight, head.bias], "lr": 1e-3, "weight_decay": decay})
     optimizer = torch.optim.AdamW(groups)
-    ordered = np.unique(np.concatenate(rows))
     per_epoch = -(-len(ordered) // BATCH)
     steps = steps or int(np.clip(10 * per_epoch, *STEPS))
     rates = [group["lr"] for group in groups]

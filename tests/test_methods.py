@@ -471,6 +471,18 @@ def test_heads_trained_side_by_side_are_those_trained_alone():
     np.testing.assert_allclose(pool_logits(again, states, part), pool_logits(both[2], states, part), atol=1e-5)
 
 
+def test_rows_that_a_head_does_not_learn_from_change_nothing():
+    """Not even its scale: else a head beside the target's unlabelled texts would be another than one without them."""
+    states, labels = token_states()
+    options = {"classes": 2, "pools": 3, "class_weights": None, "seed": 0, "dtype": torch.float32, "steps": 100}
+    part, others = np.arange(0, 90, 3), np.setdiff1d(np.arange(90), np.arange(0, 90, 3))
+    (head,) = fit_pools(states, labels, [part], weight_decays=[0.5], **options)
+    for i in others:
+        states.values[states.starts[i] : states.starts[i + 1]] *= 7
+    (again,) = fit_pools(states, labels, [part], weight_decays=[0.5], **options)
+    np.testing.assert_allclose(pool_logits(again, states, part), pool_logits(head, states, part), atol=1e-6)
+
+
 def test_frozen_needs_disk_for_its_states(tables, tiny, tmp_path, recipe, monkeypatch):
     monkeypatch.setattr("hf_transfer.methods.frozen.fits_on_disk", lambda *_: False)
     with pytest.raises(UserError, match=r"states of \d+ rows would fill the disk"):
