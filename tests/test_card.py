@@ -235,7 +235,7 @@ def test_the_verdict_and_its_limit(source_only, gain, words, limit):
     difference = dict(zip(("value", "low", "high"), gain, strict=True))
     text = card(changed(source_only, metrics__differences__target_test__tfidf=difference), HUB)
     interval = with_interval(gain[0], gain[1:], "+")
-    assert f"**{words} TF-IDF + logistic regression: {interval} points on 40 rows.**" in text
+    assert f"**{words} TF-IDF + logistic regression: {interval} points on 40 rows." in text
     assert [line for line in bullets(text, "Limits") if "TF-IDF" in line] == ([limit] if limit else [])
     assert tables_of(text)[0][2][4] == interval
 

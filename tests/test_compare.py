@@ -6,7 +6,6 @@ import html.parser
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -387,7 +386,27 @@ def test_without_target_labels_and_with_screening(folder, tmp_path, monkeypatch)
     assert "There are no target labels to test on" in markdown
     assert "The budget left room for 25% of the epochs" in markdown, "as the plan says"
     assert "Back-test on other: the recommended arm was" in markdown
-    assert re.search(r"Estimates were off by \(points, mean over the arms\): agreement \d+\.\d, ", markdown)
+    (backtest,) = facts["estimates"]["backtests"]
+    known = [one["off"] for one in backtest["scores"].values() if one["off"] is not None]
+    assert ("Estimates were off by" in markdown) == bool(known), "of arms that the rule puts out none is"
+
+
+def test_how_far_estimates_were_off_is_said_where_it_is_known():
+    from hf_transfer.verdict_pages import _estimates
+
+    scores = {name: {"regret": 0.02, "off": off} for name, off in (("agreement", 0.051), ("entropy", None))}
+    scores["recommendation"] = {"regret": 0.02, "off": None}
+    found = {
+        "scores": ["agreement"],
+        "runs": [],
+        "target": {"texts": 100},
+        "backtests": [{"domain": "dvd", "scores": scores}],
+    }
+    (_, line) = _estimates(found)["lines"]
+    assert line == ("Back-test on dvd: the recommended arm was 2.0 points under the best one there. "
+                    "Estimates were off by (points, mean over the arms): agreement 5.1.")  # fmt: skip
+    scores["agreement"]["off"] = None
+    assert _estimates(found)["lines"][1].endswith("points under the best one there.")
 
 
 KILLED = """
