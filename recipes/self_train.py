@@ -7,7 +7,7 @@
 
 The first teacher is a model trained on the source here, or the mean of finished runs (--teachers). Every round starts
 from the pretrained weights; --method frozen encodes source and target once, then a round is a head, and the result is
-the mean of the first head and the last (without --teachers, and if the model's last layer has room for both). A
+the mean of the first head and the last (without --teachers, and if the model's last layer has room for both); there a
 classifier on the words of the texts has its say on the labels, too (co-training). It ends early when a round changes
 hardly any label, and a round that is worse on held-out source rows is dropped. The target's labels, where it has any,
 are for testing alone.
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> Run:
 def _chosen(
     job: Job, probabilities: np.ndarray, prior: np.ndarray | None, source: np.ndarray, fraction: float
 ) -> Pseudo:
-    """Return the labels that are trusted, of the model and of the texts' words together.
+    """Return the labels that are trusted: the model's, for a frozen encoder those of the texts' words with them.
 
     It says so where the target's mix of labels is not the source's.
 
@@ -163,6 +163,8 @@ def _chosen(
     if shares is not source:
         mix = ", ".join(f"{name} {share:.0%}" for name, share in zip(job.domains.label_names, shares, strict=True))
         job.console.say(f"the target seems to have another mix of labels than the source: {mix}")
+    if job.arguments.method_module.DEFAULTS:  # what trains through its layers gains nothing by the words' say
+        return most_confident(probabilities, shares, fraction)
     assert job.domains.unlabeled is not None
     both = None
     if job.arguments.train.process_index == 0:

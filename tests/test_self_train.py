@@ -82,18 +82,22 @@ def test_the_mix_of_labels_to_expect_is_the_source_s_unless_it_is_clearly_anothe
 
 @pytest.mark.recipe
 @pytest.mark.parametrize("method", ["full", "lora", "partial", "frozen"])
-def test_rounds(method, tiny, tables, tmp_path):
+def test_rounds(method, tiny, tables, tmp_path, monkeypatch):
+    main, asked = conftest.load_recipe("self_train"), []
+    words = main.__globals__["with_words"]
+    monkeypatch.setitem(main.__globals__, "with_words", lambda *given, **more: asked.append(1) or words(*given, **more))
     pool = conftest.write_table(tmp_path / "pool.jsonl", [{"text": t} for t in conftest.corpus_texts("films")[:60]])
     argv = ["--model", str(tiny), "--source", str(tables["source"]), "--target", str(tables["target"]), "--method",
             method, "--target_unlabeled", str(pool), "--max_length", "40", "--validation_fraction", "0.2", "--quiet",
             "--rounds", "1", "--fraction", "0.5", "--output_dir", str(tmp_path / "run")]  # fmt: skip
-    run = conftest.load_recipe("self_train")([*argv, *([] if method == "frozen" else ["--num_train_epochs", "1"])])
+    run = main([*argv, *([] if method == "frozen" else ["--num_train_epochs", "1"])])
     rounds = run.choices["rounds"]
     assert len(rounds) == 2
     assert rounds[0]["rows"] == run.data["rows"]["train"]
     assert rounds[0]["rows"] < rounds[1]["rows"] <= rounds[0]["rows"] + 30
     assert run.metrics["target_test"]["n"] == 40
     assert run.arm == f"self_train+{method}"
+    assert len(asked) == (1 if run.method == "frozen" else 0)
 
 
 @pytest.fixture
