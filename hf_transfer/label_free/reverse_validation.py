@@ -31,7 +31,7 @@ def measure(candidate: Candidate, seed: int) -> Score:
 
 @lru_cache(maxsize=8)  # runs on the same data share it
 def _words(pool: tuple[str, ...], rows: tuple[str, ...]) -> tuple[Any, Any]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from hf_transfer.controls import word_features
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    vectorizer = word_features()
     return vectorizer.fit_transform(pool), vectorizer.transform(rows)
