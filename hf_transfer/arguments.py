@@ -20,6 +20,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from hf_transfer import methods
 from hf_transfer.errors import UserError, nearest
+from hf_transfer.statistics.metric import check_name
 
 
 @dataclass
@@ -75,10 +76,23 @@ class PretrainedArguments:
 
 
 @dataclass
-class ModelArguments(PretrainedArguments):
-    """What is made of the pretrained weights, and how."""
+class TaskArguments(PretrainedArguments):
+    """What is made of the pretrained weights, and how good that is."""
 
     task: str = field(default="text_classification", metadata={"help": "What the data means (hf-transfer list)."})
+    metric: str | None = field(
+        default=None,
+        metadata={
+            "help": "accuracy, macro_f1, balanced_accuracy or f1:LABEL: what is reported and chosen by. Default: "
+            "accuracy, or macro_f1 where over 60%% of the rows have one label."
+        },
+    )
+
+
+@dataclass
+class ModelArguments(TaskArguments):
+    """And how it is made."""
+
     method: str = field(default="full", metadata={"help": "Which weights move (hf-transfer list)."})
 
 
@@ -301,6 +315,8 @@ def flag(argv: list[str], name: str, default: str) -> str:
 
 def _check(arguments: Arguments) -> None:
     data, train = arguments.data, arguments.train
+    if (metric := getattr(arguments.model, "metric", None)) is not None:
+        check_name(metric)
     if train.output_dir in (None, "", "trainer_output"):
         raise UserError("--output_dir is missing; name the folder that the run is written to.")
     _check_share("validation_fraction", data.validation_fraction)

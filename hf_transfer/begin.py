@@ -18,6 +18,7 @@ from hf_transfer.console import Console
 from hf_transfer.controls import Control, run_controls
 from hf_transfer.data import Domains, load_data, summary
 from hf_transfer.errors import UserError
+from hf_transfer.evaluation import choose_metrics
 from hf_transfer.features import cache_folder, cache_key, table_key
 from hf_transfer.leaks import check_model, seen_before
 from hf_transfer.methods import Setup
@@ -82,6 +83,7 @@ def begin(arguments: Arguments) -> Iterator[Job]:
             domains = load_data(arguments.data, seed, quiet=console.quiet)
             domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
             weights = class_weights(arguments, domains.train["label"][:], len(domains.label_names))
+        metric, chosen_by, why = choose_metrics(arguments.model.metric, domains.facts)
         split_seed = seed if arguments.data.split_seed is None else arguments.data.split_seed
         controls = run_controls(domains, weights, split_seed, meter)
         with meter.stage("load model"):
@@ -97,6 +99,7 @@ def begin(arguments: Arguments) -> Iterator[Job]:
             domains.notes.append(f"LEAK: --model was pretrained on {seen} of the texts that are tested; for a fair "
                                  "score pretrain without them")  # fmt: skip
         console.say(summary(domains, cut))
+        console.say(why)
         console.say(f"model: {public_name(loaded.name)}; method: {arguments.model.method}; {arguments.training_line()}")
         check_folder(partial, domains.facts["fingerprint"], loaded)
         setup = Setup(
@@ -109,6 +112,8 @@ def begin(arguments: Arguments) -> Iterator[Job]:
             seed=seed,
             fingerprint=domains.facts["fingerprint"],
             quiet=console.quiet,
+            metric=metric,
+            chosen_by=chosen_by,
         )
         yield Job(arguments, console, meter, partial, task, domains, encoded, pool, controls, setup)
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from hf_transfer.controls import CONSTANT
 from hf_transfer.errors import UserError
 from hf_transfer.report import test_set, verdict
 from hf_transfer.results import Run, longest_text
+from hf_transfer.statistics import metric
 
 if TYPE_CHECKING:
     from hf_transfer.base import Base
@@ -71,7 +73,10 @@ def render_card(
         "target": run.data["target"],
         "sources": sources(run),
         "labels_seen": target_labels(run),
-        "verdict": verdict(run),
+        "verdict": verdict(run, escaped),
+        "metric": metric.title(run.metric),
+        "chosen_by": metric.title(run.chosen_by),
+        "own_column": run.metric not in ("accuracy", "macro_f1"),
         "evidence": evidence_rows(run, others),
         "source_only_missing": target_labels(run) is not None and all(target_labels(other) for other in others),
         "scores": scores,
@@ -104,12 +109,14 @@ def card_data(run: Run, *, repo_id: str, base: Base, files: str, license: str | 
             continue
         scores = run.metrics[which]
         names = [run.data["target"]] if which == "target_test" else sources(run)
+        own = [("f1" if run.metric.startswith(metric.OF_LABEL) else run.metric, metric.title(run.metric), run.metric)]
         for kind, name, key in (
             ("accuracy", "accuracy", "accuracy"),
             ("f1", "macro-F1", "macro_f1"),
+            *(own if run.metric not in ("accuracy", "macro_f1") else []),
             ("calibration_error", "expected calibration error", "calibration_error"),
         ):
-            more: dict[str, Any] = {"average": "macro"} if kind == "f1" else {}
+            more: dict[str, Any] = {"average": "macro"} if key == "macro_f1" else {}
             if interval := scores["intervals"].get(key):
                 more["confidence_interval_95"] = [round(float(bound), 4) for bound in interval]
             results.append(
@@ -122,7 +129,7 @@ def card_data(run: Run, *, repo_id: str, base: Base, files: str, license: str | 
                     dataset_args={"fingerprint": run.data["fingerprint"]},
                     metric_type=kind,
                     metric_name=name,
-                    metric_value=round(float(scores[key]), 4),
+                    metric_value=round(metric.of(scores, key), 4),
                     metric_args={**more, "n": int(scores["n"])},
                 )
             )
@@ -140,36 +147,44 @@ def card_data(run: Run, *, repo_id: str, base: Base, files: str, license: str | 
 
 
 def evidence_rows(run: Run, others: Sequence[Run] = ()) -> list[dict[str, Any]]:
-    """Return one dict a row of the evidence table: the controls, the `others`, this model.
+    """Return one dict a row of the evidence table: the references, the controls, the `others`, this model.
 
-    Keys: `name`, `n`, `accuracy`, `macro_f1` and their `..._interval`, `source_accuracy` (None if not measured) and
-    `difference`: this model's accuracy minus the row's on the same rows, paired (`value`, `low`, `high`), or None.
+    Keys: `name`, `n`, `accuracy`, `macro_f1`, `score` (in the metric in force) and their `..._interval` (None for
+    references), `collapsed`, `source_accuracy` (None if not measured) and `difference`: this model's score minus the
+    row's on the same rows, paired (`value`, `low`, `high`), or None.
 
     Raises:
         UserError: another run has too few test rows in common with this one, or other labels for them.
     """
     which = test_set(run)
     rows = []
+    for name, known in run.metrics["references"][which].items():
+        scores = {**known, "n": run.metrics[which]["n"]}
+        rows.append(_row(known["name"], scores, None, run.metrics["differences"][which][name], run.metric))
     for name, control in run.metrics["controls"].items():
         difference = run.metrics["differences"][which][name]
-        rows.append(_row(control["name"], control[which], control.get("source_test"), difference))
+        rows.append(_row(control["name"], control[which], control.get("source_test"), difference, run.metric))
     rows += [_other_row(run, other, which) for other in others]
     seen = target_labels(run)
     how = "adapted without target labels" if run.adaptation else "source-only: no target labels were used"
     label = "this model" if seen else f"this model ({how})"
-    return [*rows, _row(label, run.metrics[which], run.metrics.get("source_test"), None)]
+    return [*rows, _row(label, run.metrics[which], run.metrics.get("source_test"), None, run.metric)]
 
 
 def _row(
-    name: str, scores: dict[str, Any], source: dict[str, Any] | None, difference: dict[str, float] | None
+    name: str, scores: dict[str, Any], source: dict[str, Any] | None, difference: dict[str, Any] | None, by: str
 ) -> dict[str, Any]:
+    found = scores.get("intervals", {})
     return {
         "name": name,
         "n": scores["n"],
         "accuracy": scores["accuracy"],
-        "accuracy_interval": list(scores["intervals"]["accuracy"]),
+        "accuracy_interval": found.get("accuracy"),
         "macro_f1": scores["macro_f1"],
-        "macro_f1_interval": list(scores["intervals"]["macro_f1"]),
+        "macro_f1_interval": found.get("macro_f1"),
+        "score": metric.of(scores, by) if "per_class" in scores else scores[by],
+        "score_interval": found.get(by),
+        "collapsed": scores.get("collapsed", ""),
         "source_accuracy": source["accuracy"] if source else None,
         "difference": difference,
     }
@@ -177,9 +192,7 @@ def _row(
 
 def _other_row(run: Run, other: Run, which: str) -> dict[str, Any]:
     """Score `other` on the test rows that it shares with `run`."""
-    from sklearn.metrics import f1_score
-
-    from hf_transfer.evaluation import intervals, paired_difference
+    from hf_transfer.evaluation import collapse, intervals, paired_difference
 
     common = _predictions(run).merge(_predictions(other), on=KEY, suffixes=("", "_other"))
     wrong = int((common["label"] != common["label_other"]).sum())
@@ -190,14 +203,16 @@ def _other_row(run: Run, other: Run, which: str) -> dict[str, Any]:
     if len(rows) < FEWEST:
         raise UserError(f"{other.folder} shares {len(rows)} {which.replace('_', ' ')} rows with {run.folder}, at least "
                         f"{FEWEST} are needed; give a run on the same data and --seed.")  # fmt: skip
-    names = sorted({*rows["label"], *rows["prediction_other"]})
-    labels, predictions = (np.array([names.index(n) for n in rows[c]]) for c in ("label", "prediction_other"))
-    right = (rows["prediction"] == rows["label"]).to_numpy()
+    names = list(dict.fromkeys([*run.label_names, *rows["prediction_other"]]))
+    columns = ("label", "prediction", "prediction_other")
+    labels, own, predictions = (np.array([names.index(n) for n in rows[column]]) for column in columns)
+    by = metric.load(run.metric, names)
+    shown = [by, *(metric.load(name, names) for name in metric.NAMES)]
     scores = {
         "n": len(rows),
-        "accuracy": float((predictions == labels).mean()),
-        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0.0)),
-        "intervals": intervals(predictions, labels, seed=run.seed),
+        **{one.name: one.score(predictions, labels) for one in shown},
+        "intervals": intervals(predictions, labels, run.seed, (by,)),
+        "collapsed": collapse(predictions, labels, names),
     }
     source = common[common["set"] == "source_test"]
     on_source = {"accuracy": float((source["prediction_other"] == source["label"]).mean())}
@@ -207,7 +222,8 @@ def _other_row(run: Run, other: Run, which: str) -> dict[str, Any]:
         f"another run: {name}" if seen or other.adaptation else f"source-only: {name}",
         scores,
         on_source if len(source) >= FEWEST else None,
-        paired_difference(right, predictions == labels, seed=run.seed),
+        paired_difference(own, predictions, labels, by),
+        run.metric,
     )
 
 
@@ -249,20 +265,24 @@ def limits(run: Run) -> list[str]:
     which = test_set(run)
     scores, n = run.metrics[which], run.metrics[which]["n"]
     difference, tfidf = run.metrics["differences"][which], run.metrics["controls"]["tfidf"]["name"]
-    low, high = scores["intervals"]["accuracy"]
+    low, high = scores["intervals"][run.metric]
+    by = escaped(metric.title(run.metric))
     source = run.metrics.get("source_test")
     classes = {name: part for name, part in scores["per_class"].items() if part["support"]}
     worst = min(classes, key=lambda name: classes[name]["f1"])
     rare = [name for name, part in scores["per_class"].items() if part["support"] < FEWEST]
     out = []
     if difference["tfidf"]["high"] < 0:
-        out.append(f"{tfidf} is more accurate on these rows.")
+        out.append(f"{tfidf} is better on these rows, by {by}.")
     elif difference["tfidf"]["low"] <= 0:
         out.append(f"No gain over {tfidf} is shown on {n} rows: the interval of the difference holds 0.")
-    if difference["majority"]["low"] <= 0:
-        out.append("It is not shown to be more accurate than giving every text the commonest label.")
+    for name in (CONSTANT, *run.metrics["references"][which]):
+        known = run.metrics["controls"].get(name) or run.metrics["references"][which][name]
+        if difference[name]["low"] <= 0:
+            how = "is worse than" if difference[name]["high"] < 0 else "is not shown to be better than"
+            out.append(f"By {by} it {how} what knows nothing of the texts: {escaped(known['name'])}.")
     if n < SMALL:
-        out.append(f"Only {n} test rows: accuracy may be anywhere from {percent(low)} % to {percent(high)} %.")
+        out.append(f"Only {n} test rows: {by} may be anywhere from {percent(low)} % to {percent(high)} %.")
     if classes[worst]["f1"] < max(part["f1"] for part in classes.values()):
         part = classes[worst]
         out.append(f"It is weakest on the label {escaped(worst)}: F1 {percent(part['f1'])} %, it finds "
@@ -274,7 +294,7 @@ def limits(run: Run) -> list[str]:
         if part["high"] < scores["accuracy"]:
             out.append(f"It is less accurate than overall on {escaped(part['slice'])}: "
                        f"{scored(part['accuracy'], part['low'], part['high'])} %.")  # fmt: skip
-    if which == "target_test" and source and high < source["intervals"]["accuracy"][0]:
+    if which == "target_test" and source and scores["intervals"]["accuracy"][1] < source["intervals"]["accuracy"][0]:
         out.append("It is less accurate on the target than on the source: the intervals do not overlap.")
     if scores["calibration_error"] >= POOR_CALIBRATION:
         out.append(f"Its probabilities are off by {percent(scores['calibration_error'])} points on average (expected "

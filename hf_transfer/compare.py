@@ -45,6 +45,7 @@ from hf_transfer.models import load_model
 from hf_transfer.processes import run_command
 from hf_transfer.report import training_seconds
 from hf_transfer.results import load_run
+from hf_transfer.statistics import metric
 from hf_transfer.what_next import TEXTS
 
 SPARE = 0.92  # of the budget is planned: the verdict takes time too, and estimates err
@@ -214,7 +215,7 @@ def _train_all(job: Comparison, plan: Plan, speeds: Speeds, bar: Any) -> None:
             if arm.name in plan.screened and (done := train(arm, seed, plan.share * SCREENING, screening=True)):
                 scores[arm.name] = _held_out(done)
         ordered = sorted(scores, key=lambda name: scores[name], reverse=True)
-        job.state["screening"] = {name: {"accuracy": scores[name][0], "kept": i < plan.keep}
+        job.state["screening"] = {name: {"score": scores[name][0], "kept": i < plan.keep}
                                   for i, name in enumerate(ordered)}  # fmt: skip
         job.save()
         left = [arm for arm in left if arm.name not in plan.screened or arm.name in ordered[: plan.keep]]
@@ -224,9 +225,10 @@ def _train_all(job: Comparison, plan: Plan, speeds: Speeds, bar: Any) -> None:
 
 
 def _held_out(folder: Path) -> tuple[float, float]:
-    """Return how good a run is on validation rows: accuracy, and of equal ones the lower loss."""
-    scores = load_run(folder).metrics.get("validation") or {"accuracy": 0.0, "loss": 0.0}
-    return scores["accuracy"], -scores["loss"]
+    """Return how good a run is on validation rows by what chooses its checkpoints, and of equal ones by the loss."""
+    run = load_run(folder)
+    scores = run.metrics.get("validation")
+    return (metric.of(scores, run.chosen_by), -scores["loss"]) if scores else (0.0, 0.0)
 
 
 def _pretrained(job: Comparison, arm: Arm, speeds: Speeds, bar: Any) -> Path | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
-from hf_transfer.arguments import Arguments, DataArguments, PretrainedArguments, as_dict, parse
+from hf_transfer.arguments import Arguments, DataArguments, TaskArguments, as_dict, parse
 from hf_transfer.arms import FROZEN, RANDOM, SOURCE_ONLY, TARGET_ONLY, Arm, read_arm
 from hf_transfer.begin import class_weights, encode_all
 from hf_transfer.budget import Rows, read_duration
@@ -24,6 +24,7 @@ from hf_transfer.console import Console
 from hf_transfer.controls import Control, run_controls
 from hf_transfer.data import Domains, load_data, summary
 from hf_transfer.errors import UserError, listed
+from hf_transfer.evaluation import choose_metrics
 from hf_transfer.features import cache_key, weights_key
 from hf_transfer.leaks import check_model, seen_before
 from hf_transfer.methods import Setup
@@ -42,13 +43,6 @@ FILE, POOL_FILE = "compare.json", "pool.jsonl"
 ARMS, ADAPTED = ("frozen", "lora", "full"), ("self_train+frozen", "self_train+full")  # by default; the latter: pool
 POOL = 2000  # unlabelled texts that arms learn from, at most, unless there are more labelled ones
 MOST_VALUES = 20  # of a column whose values are slices
-
-
-@dataclass
-class BaseArguments(PretrainedArguments):
-    """What all arms start from."""
-
-    task: str = field(default="text_classification", metadata={"help": "What the data means (hf-transfer list)."})
 
 
 @dataclass
@@ -153,7 +147,7 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     from hf_transfer import tasks
 
     began = time.perf_counter()
-    arguments = parse(argv, description, (CompareArguments, TuneArguments), model=BaseArguments)
+    arguments = parse(argv, description, (CompareArguments, TuneArguments), model=TaskArguments)
     (how, tuning), train, data = arguments.more, arguments.train, arguments.data
     check_trials(tuning.tune)
     if how.seeds < 1 or how.num_processes < 1:
@@ -197,7 +191,9 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     check_model(loaded.name, domains, quiet=console.quiet)
     if seen := seen_before(loaded.name, domains.test):
         raise UserError(f"LEAK: --model was pretrained on {seen} of the texts that are tested; pretrain without them.")
+    metric, chosen_by, why = choose_metrics(arguments.model.metric, domains.facts)
     console.say(summary(domains, cut))
+    console.say(why)
     now = {"labelled rows": domains.facts["fingerprint"], "unlabelled texts": cache_key(pool),
            "model": weights_key(loaded.model)}  # fmt: skip
     if changed := [name for name, key in now.items() if state.setdefault("keys", now)[name] != key]:
@@ -209,7 +205,7 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
         lines = (json.dumps({column: text}, ensure_ascii=False) + "\n" for text in pool)
         write_atomically(folder / POOL_FILE, "".join(lines))
     setup = Setup(loaded, encoded["train"], encoded["validation"], task.collator(loaded.tokenizer),
-                  arguments.precision, weights, train.seed)  # fmt: skip
+                  arguments.precision, weights, train.seed, metric=metric, chosen_by=chosen_by)  # fmt: skip
     held_out = int((np.array(domains.validation["domain"][:]) == domains.facts["target"]).sum())
     rows = Rows(len(domains.train), len(domains.validation), int(own.sum()), len(pool), held_out)
     tested = encoded["target_test" if len(domains.target_test) else "source_test"]

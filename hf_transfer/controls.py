@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from hf_transfer.resources import Meter
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
-KINDS = ("majority", "tfidf")
+CONSTANT, CONSTANT_NAME = "majority", "commonest training label"  # for every text
+KINDS = (CONSTANT, "tfidf")
 SETS = ("source_test", "target_test")
 TEST_BATCH = 10_000
 TFIDF_ROWS = 50_000  # of the training rows at most: on more it would take longer than the model, and gigabytes
@@ -63,7 +64,14 @@ def run_controls(domains: Domains, class_weights: list[float] | None, seed: int,
     sets = {name: rows for name in SETS if len(rows := getattr(domains, name))}
     used = [table_key(rows, ["text", "label"]) for rows in (domains.train, *sets.values())]
     key = cache_key(
-        "controls", used, list(sets), class_weights, seed, TFIDF_ROWS, importlib.metadata.version("scikit-learn")
+        "controls",
+        CONSTANT_NAME,
+        used,
+        list(sets),
+        class_weights,
+        seed,
+        TFIDF_ROWS,
+        importlib.metadata.version("scikit-learn"),
     )
     file = cache_folder() / f"controls-{key}.safetensors"
     if file.is_file():
@@ -91,11 +99,11 @@ def word_features(**options: Any) -> TfidfVectorizer:
 def _majority(
     domains: Domains, sets: dict[str, Dataset], class_weights: list[float] | None, seed: int
 ) -> tuple[str, dict[str, np.ndarray], int]:
-    """Log shares of the training labels, for every text."""
+    """Log shares of the training labels, for every text: the label that a target has most of may be another one."""
     counts = np.bincount(domains.train["label"][:], minlength=len(domains.label_names))
     shares = np.log(counts / counts.sum() + 1e-9)
     logits = {name: np.tile(shares, (len(rows), 1)) for name, rows in sets.items()}
-    return "majority class", logits, len(counts)
+    return CONSTANT_NAME, logits, len(counts)
 
 
 def _tfidf(

@@ -11,17 +11,21 @@ import numpy as np
 from hf_transfer import verdict
 from hf_transfer.arms import FROZEN, RANDOM, SELF_TRAIN, SOURCE_ONLY, TARGET_ONLY, Arm, read_arm
 from hf_transfer.calibration import calibration
+from hf_transfer.controls import CONSTANT
 from hf_transfer.errors import UserError
-from hf_transfer.evaluation import length_parts
+from hf_transfer.evaluation import collapse, length_parts
 from hf_transfer.report import training_seconds
 from hf_transfer.results import STOPPED, Run, load_run
+from hf_transfer.statistics import metric
+from hf_transfer.statistics.metric import Metric
+from hf_transfer.statistics.references import references
 from hf_transfer.what_next import what_next
 
 if TYPE_CHECKING:
     from hf_transfer.comparison import Comparison
 
 WORDS = {
-    "majority": "the commonest label for every text.",
+    CONSTANT: "the commonest label of the training rows for every text.",
     "tfidf": "TF-IDF + logistic regression.",
     "tfidf on the target": "TF-IDF + logistic regression on the target's labels alone.",
     FROZEN: "a head on the frozen encoder.",
@@ -65,10 +69,16 @@ def find(job: Comparison) -> dict[str, Any]:
                           control=one.name in WITHOUT_TRANSFER, seeded=bool(one.runs))
         for one in everything.values()
     ]  # fmt: skip
-    judged = verdict.judge(candidates, labels, _against(everything))
-    scores = verdict.scores(candidates, labels)
-    chosen = everything[judged.recommended]
-    best_run = chosen if chosen.runs else _best_run(everything, labels, which)
+    names = job.domains.label_names
+    by = metric.load(job.setup.metric, names)
+    settled = job.arguments.model.metric is not None
+    known = references(labels, names, by, "target" if which == "target_test" else "source")
+    judged = verdict.judge(candidates, labels, _against(everything), metric=by, references=known, settled=settled)
+    scores = verdict.scores(candidates, labels, by)
+    beside = next((name for name in (SOURCE_ONLY, "tfidf") if name in everything), "tfidf")
+    minus = verdict.differences(candidates, labels, by, beside)
+    chosen = everything[judged.recommended] if judged.recommended else None
+    best_run = chosen if chosen and chosen.runs else _best_run(everything, labels, which, by)
     estimates = None if len(job.domains.target_test) else _estimated(everything, job)
     if estimates and estimates["recommended"]:
         best_run = everything[estimates["recommended"]]
@@ -77,21 +87,39 @@ def find(job: Comparison) -> dict[str, Any]:
         "target": job.domains.facts["target"],
         "target_labels": bool(len(job.domains.target_test)),
         "test_rows": len(labels),
+        "test_labels": {name: int((labels == i).sum()) for i, name in enumerate(names)},
+        "metric": {
+            "name": by.name,
+            "title": by.title,
+            "settled": settled,
+            "chosen_by": metric.title(job.setup.chosen_by),
+        },
+        "references": [
+            {"name": one.words, "key": one.name, "score": one.score(by)}
+            | {name: one.score(metric.load(name, names)) for name in metric.NAMES}
+            for one in known
+        ],
         "rows": vars(job.rows),
         "seeds": max(len(one.runs) for one in everything.values()),
         "verdict": {
             "adapt": judged.adapt,
             "helping": judged.helping,
             "recommended": judged.recommended,
-            "folder": str(chosen.runs[0].folder) if chosen.runs else None,
+            "conflicts": [asdict(one) for one in judged.conflicts],
+            "folder": str(chosen.runs[0].folder) if chosen and chosen.runs else None,
             "best_run": str(best_run.runs[0].folder),
         },
-        "candidates": [_described(one, job, which, labels, scores[one.name]) for one in everything.values()],
+        "beside": beside,
+        "candidates": [
+            _described(one, job, which, labels, scores[one.name], by) | {"minus": minus.get(one.name)}
+            for one in everything.values()
+        ],
         "comparisons": [asdict(one) for one in judged.comparisons],
+        "against_references": [asdict(one) for one in judged.references],
         "forgetting": _forgetting(everything, arms, job) if which == "target_test" else {},
         "slices": {"of": best_run.name, "parts": [asdict(part) for part in _slices(best_run, job, which, labels)]},
         "estimates": estimates,
-        "next": what_next(job, best_run.runs[0]),
+        "next": what_next(job, best_run.runs[0], scores[chosen.name][0] if chosen and judged.adapt else None),
         "screening": job.state.get("screening", {}),
         "left_out": job.state["failed"],
         "time": _time(job),
@@ -166,28 +194,39 @@ def _logits(run: Run, job: Comparison) -> dict[str, np.ndarray]:
     return out
 
 
-def _best_run(everything: dict[str, Tested], labels: np.ndarray, which: str) -> Tested:
-    """Return the most accurate of those that have a run folder, where the recommended one has none."""
-    return max((one for one in everything.values() if one.runs),
-               key=lambda one: (one.logits[which].argmax(2) == labels).mean())  # fmt: skip
+def _best_run(everything: dict[str, Tested], labels: np.ndarray, which: str, by: Metric) -> Tested:
+    """Return the best of those that have a run folder, where the recommended one has none."""
+    return max(
+        (one for one in everything.values() if one.runs),
+        key=lambda one: np.mean([by.score(answers, labels) for answers in one.logits[which].argmax(2)]),
+    )
 
 
 def _described(
-    one: Tested, job: Comparison, which: str, labels: np.ndarray, accuracy: tuple[float, float, float]
+    one: Tested, job: Comparison, which: str, labels: np.ndarray, score: tuple[float, float, float], by: Metric
 ) -> dict[str, Any]:
     """Return the scores and costs of an arm or control."""
     logits = one.logits[which]
-    scores = [job.task.compute_metrics(values, labels, job.domains.label_names) for values in logits]
+    names = job.domains.label_names
+    scores = [job.task.compute_metrics(values, labels, names) for values in logits]
+    collapses = [collapse(values.argmax(1), labels, names) for values in logits if one.name != CONSTANT]
     out: dict[str, Any] = {
         "name": one.name,
         "words": WORDS.get(one.name, ""),
         "control": one.name in WORDS,
         "arm": one.name in {arm.name for arm in job.arms},
         "seeds": len(logits),
-        "accuracy": accuracy[0],
-        "accuracy_by_seed": [score["accuracy"] for score in scores],
-        "interval": accuracy[1:],
-        "macro_f1": float(np.mean([score["macro_f1"] for score in scores])),
+        "score": score[0],
+        "score_by_seed": [metric.of(found, by.name) for found in scores],
+        "interval": score[1:],
+        **{name: float(np.mean([found[name] for found in scores])) for name in metric.NAMES},
+        "recall": {
+            label: float(np.mean([found["per_class"][label]["recall"] for found in scores]))
+            for label in names
+            if scores[0]["per_class"][label]["support"]
+        },
+        "collapsed": next(filter(None, collapses), ""),
+        "seeds_collapsed": len(list(filter(None, collapses))),
         "source_accuracy": None,
         "seconds": one.seconds,
         "shared_seconds": one.shared_seconds,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_transfer.arguments import as_dict, is_hub_flag
-from hf_transfer.controls import Control
-from hf_transfer.evaluation import intervals, paired_difference, slices
+from hf_transfer.controls import CONSTANT, Control
+from hf_transfer.evaluation import collapse, intervals, paired_difference, reference_difference, slices
 from hf_transfer.inference import predict_logits
 from hf_transfer.leaks import KEYS
 from hf_transfer.methods import Prepared, Setup
@@ -22,6 +22,8 @@ from hf_transfer.publish import push_run
 from hf_transfer.record import record_domain, record_logits
 from hf_transfer.resources import Meter, hardware, versions
 from hf_transfer.results import Run
+from hf_transfer.statistics import metric
+from hf_transfer.statistics.references import references
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,7 +60,9 @@ def score(
             labels = np.array(encoded[name]["labels"][:])
             scores[name] = task.compute_metrics(logits[name], labels, domains.label_names)
             predicted = logits[name].argmax(axis=1)
-            scores[name]["intervals"] = intervals(predicted, labels, seed=setup.seed)
+            by = metric.load(setup.metric, domains.label_names)
+            scores[name]["intervals"] = intervals(predicted, labels, setup.seed, (by,))
+            scores[name]["collapsed"] = collapse(predicted, labels, domains.label_names)
             if name.endswith("_test"):
                 lengths, names = np.array(encoded[name]["length"][:]), getattr(domains, name)["domain"][:]
                 scores[name]["slices"] = slices(predicted == labels, lengths, names, seed=setup.seed)
@@ -68,9 +72,14 @@ def score(
 def compare(
     controls: dict[str, Control], domains: Domains, setup: Setup, task: Task, logits: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Return `controls` (their scores and costs) and `differences` (this model minus each, paired, by test set)."""
+    """Return what the model is compared with.
+
+    `controls` have their scores and costs, `references` their expected scores by test set; `differences` are this model
+    minus each of both, paired, by test set.
+    """
     scores: dict[str, Any] = {}
     differences: dict[str, Any] = {}
+    by = metric.load(setup.metric, domains.label_names)
     for name, control in controls.items():
         scores[name] = {
             "name": control.name,
@@ -81,10 +90,20 @@ def compare(
         for which, output in control.logits.items():
             labels = np.array(getattr(domains, which)["label"][:])
             scores[name][which] = task.compute_metrics(output, labels, domains.label_names)
-            scores[name][which]["intervals"] = intervals(output.argmax(axis=1), labels, seed=setup.seed)
-            right, right_other = logits[which].argmax(axis=1) == labels, output.argmax(axis=1) == labels
-            differences.setdefault(which, {})[name] = paired_difference(right, right_other, seed=setup.seed)
-    return {"controls": scores, "differences": differences}
+            predicted, answers = logits[which].argmax(axis=1), output.argmax(axis=1)
+            scores[name][which]["intervals"] = intervals(answers, labels, setup.seed, (by,))
+            if name != CONSTANT:
+                scores[name][which]["collapsed"] = collapse(answers, labels, domains.label_names)
+            differences.setdefault(which, {})[name] = paired_difference(predicted, answers, labels, by)
+    known: dict[str, Any] = {}
+    shown = [by, *(metric.load(name, domains.label_names) for name in metric.NAMES)]
+    for which in differences:
+        labels = np.array(getattr(domains, which)["label"][:])
+        for reference in references(labels, domains.label_names, by, which.replace("_test", "")):
+            scored = {one.name: reference.score(one) for one in shown}
+            known.setdefault(which, {})[reference.name] = {"name": reference.words, **scored}
+            differences[which][reference.name] = reference_difference(logits[which].argmax(axis=1), reference, by)
+    return {"controls": scores, "references": known, "differences": differences}
 
 
 def finish(
@@ -190,10 +209,13 @@ def _write(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         history=history,
         adaptation=adaptation,
+        metric=setup.metric,
+        chosen_by=setup.chosen_by or task.headline,
     )
     if main:
-        from hf_transfer.report import plot_run, run_report, test_set
+        from hf_transfer.report import plot_run, run_report, test_set, verdict
 
+        run.verdict = verdict(run)
         (partial / "report.md").write_text(run_report(run), encoding="utf-8")
         labels = np.array(domains.test["label"][:])
         plot_run(run, logits[test_set(run)], labels, partial / "report.png")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_transfer.errors import UserError
+from hf_transfer.controls import CONSTANT_NAME
+from hf_transfer.errors import UserError, listed
+from hf_transfer.evaluation import small_test
 from hf_transfer.results import FILE, Run, check_writable, load_run, write_atomically
+from hf_transfer.statistics import metric
+from hf_transfer.statistics.effects import conflict
 
-HEADER = ("arm", "{set} accuracy", "macro-F1", "source accuracy", "vs TF-IDF, points", "seconds", "trainable", "MB")
+SHOWN = 6  # labels whose recall stands in a table, the worst ones
+LOW = 0.1  # recall below which the recalls of all are shown
 
 
 def test_set(run: Run) -> str:
@@ -21,13 +27,15 @@ def test_set(run: Run) -> str:
 
 
 def rows_of(runs: list[Run]) -> list[dict[str, Any]]:
-    """Return one dict an arm, controls first; the controls of runs on the same data appear once."""
+    """Return one dict an arm, references and controls first; those of runs on the same data appear once."""
     out: list[dict[str, Any]] = []
     seen: set[str] = set()
     for run in runs:
         which = test_set(run)
         if run.data["fingerprint"] not in seen:
             seen.add(run.data["fingerprint"])
+            for known in run.metrics["references"][which].values():
+                out.append(_row(known["name"], None, known, None, None, run, (None, None, None)))
             for scores in run.metrics["controls"].values():
                 cost = (scores["seconds"], scores["trainable_parameters"], scores["peak_memory_mb"])
                 out.append(_row(scores["name"], None, scores[which], scores.get("source_test"), None, run, cost))
@@ -47,17 +55,24 @@ def _row(
     source: dict[str, Any] | None,
     difference: Any,
     run: Run,
-    cost: tuple[float, int, int],
+    cost: tuple[float | None, int | None, int | None],
 ) -> dict[str, Any]:
+    found = scores.get("intervals", {})  # references have none, they know the test rows
+    per_class = scores.get("per_class", {})
     return {
         "arm": arm,
         "run": name,
         "target": run.data["target"],
-        "n": scores["n"],
+        "n": run.metrics[test_set(run)]["n"],
+        "metric": run.metric,
+        "score": metric.of(scores, run.metric) if per_class else scores[run.metric],
+        "score_interval": found.get(run.metric),
         "accuracy": scores["accuracy"],
-        "accuracy_interval": scores["intervals"]["accuracy"],
+        "accuracy_interval": found.get("accuracy"),
         "macro_f1": scores["macro_f1"],
-        "macro_f1_interval": scores["intervals"]["macro_f1"],
+        "macro_f1_interval": found.get("macro_f1"),
+        "recall": {label: part["recall"] for label, part in per_class.items() if part["support"]},
+        "collapsed": scores.get("collapsed", ""),
         "source_accuracy": source["accuracy"] if source else None,
         "versus_tfidf": difference,
         "seconds": cost[0],
@@ -78,26 +93,32 @@ def training_seconds(run: Run) -> float:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return `rows` as a Markdown table whose columns also line up in a terminal."""
     which = "target" if any(row["target"] for row in rows) else "source test"
-    cells = [[name.format(set=which) for name in HEADER]]
     several = len({row["target"] for row in rows}) > 1
+    by = {row["metric"] for row in rows}
+    more = sorted(by - {"accuracy", "macro_f1"})
+    of = f" of {metric.title(*by)}" if len(by) == 1 else ""
+    # a control of one label for all finds nothing else, by design
+    missed = any(min(row["recall"].values(), default=1.0) < LOW for row in rows if row["arm"] != CONSTANT_NAME)
+    cells = [["arm", f"{which} accuracy", "macro-F1", *map(metric.title, more), *["recall by label"] * missed,
+              "source accuracy", f"vs TF-IDF, points{of}", "seconds", "trainable", "MB"]]  # fmt: skip
     for row in rows:
         difference = row["versus_tfidf"]
-        cells.append(
-            [
-                (row["arm"] if row["run"] in (None, row["arm"]) else f"{row['arm']} ({row['run']})")
-                + (f" -> {row['target'] or 'source'}" if several else ""),
-                _with_interval(row["accuracy"], row["accuracy_interval"]),
-                _with_interval(row["macro_f1"], row["macro_f1_interval"]),
-                "" if row["source_accuracy"] is None else f"{100 * row['source_accuracy']:.1f}",
-                ""
-                if difference is None
-                else _with_interval(difference["value"], (difference["low"], difference["high"]), "+"),
-                f"{row['seconds']:.1f}",
-                f"{row['trainable_parameters']:,}",
-                f"{row['peak_memory_mb']:,}",
-            ]
-        )
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
+        own = [row["score"], row["score_interval"]]
+        cells.append([
+            (row["arm"] if row["run"] in (None, row["arm"]) else f"{row['arm']} ({row['run']})")
+            + (f" -> {row['target'] or 'source'}" if several else "") + (" (collapsed)" if row["collapsed"] else ""),
+            with_interval(row["accuracy"], row["accuracy_interval"]),
+            with_interval(row["macro_f1"], row["macro_f1_interval"]),
+            *(with_interval(*own) if row["metric"] == name else "" for name in more),
+            *[recalls(row["recall"])] * missed,
+            "" if row["source_accuracy"] is None else f"{100 * row['source_accuracy']:.1f}",
+            "" if difference is None else with_interval(difference["value"], (difference["low"], difference["high"]),
+                                                        "+"),
+            "" if row["seconds"] is None else f"{row['seconds']:.1f}",
+            "" if row["trainable_parameters"] is None else f"{row['trainable_parameters']:,}",
+            "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,}",
+        ])  # fmt: skip
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
     ]
@@ -105,25 +126,67 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _with_interval(value: float, interval: Any, sign: str = "") -> str:
+def recalls(found: dict[str, float]) -> str:
+    """Return the recall of each label in per cent, of many labels the lowest."""
+    shown = sorted(found, key=lambda label: found[label])[:SHOWN]
+    return ", ".join(f"{label} {100 * found[label]:.0f}" for label in found if label in shown) + (
+        ", ..." if len(found) > SHOWN else ""
+    )
+
+
+def with_interval(value: float, interval: Any, sign: str = "") -> str:
+    """Return a share in per cent with its interval, where it has one; `sign` "+" shows the sign."""
+    if interval is None:
+        return f"{100 * value:{sign}.1f}"
     low, high = interval
     return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
-def verdict(run: Run) -> str:
-    """Say in one sentence whether the run beat TF-IDF on the test rows."""
+def verdict(run: Run, shown: Callable[[str], str] = str) -> str:
+    """Say whether the run is above every constant and beat TF-IDF on the test rows.
+
+    Args:
+        run: finished.
+        shown: how names of labels and controls are written.
+    """
     which = test_set(run)
-    difference = run.metrics["differences"][which]["tfidf"]
+    scores, differences = run.metrics[which], run.metrics["differences"][which]
+    names = {name: one["name"] for name, one in
+             {**run.metrics["controls"], **run.metrics["references"][which]}.items()}  # fmt: skip
+    title, n = shown(metric.title(run.metric)), scores["n"]
+    out = []
+    torn = [name for name, one in differences.items() if conflict(one["accuracy"], one["macro_f1"])]
+    if torn:
+        first = differences[torn[0]]
+        settled = run.arguments.get("metric") is not None
+        out.append(f"Accuracy and macro-F1 disagree: against {listed([shown(names[name]) for name in torn])}, "
+                   f"{_gain(first['accuracy'])} points of accuracy and {_gain(first['macro_f1'])} of macro-F1"
+                   + ("." if settled else "; nothing is recommended until --metric says which counts."))  # fmt: skip
+    difference, other = differences["tfidf"], shown(names["tfidf"])
     words = "helps" if difference["low"] > 0 else "hurts" if difference["high"] < 0 else "shows no difference"
-    rows = run.metrics[which]["n"]
-    recalls = {label: one["recall"] for label, one in run.metrics[which]["per_class"].items() if one["support"]}
-    only = [label for label, recall in recalls.items() if recall == 1.0]
-    return (
-        f"{run.arm} {words} against {run.metrics['controls']['tfidf']['name']}: "
-        f"{_with_interval(difference['value'], (difference['low'], difference['high']), '+')} points on {rows} rows."
-        + (f" It gives every one of them the label {only[0]}: it has not learned to tell labels apart; try more "
-           "--num_train_epochs." if len(recalls) > 1 and sum(recalls.values()) == 1.0 and only else "")
-    )  # fmt: skip
+    gained = f"{_gain(difference)} points of {title}"
+    if below := [name for name in run.metrics["references"][which] if differences[name]["low"] <= 0]:
+        worst = min(below, key=lambda name: differences[name]["value"])
+        how = "is worse than" if differences[worst]["high"] < 0 else "is not shown to be better than"
+        out.append(f"{run.arm} {how} the {shown(names[worst])} for every text: {_gain(differences[worst])} points of "
+                   f"{title} on {n} rows; against {other} {gained}.".replace("the labels by", "labels by"))  # fmt: skip
+    elif torn and run.arguments.get("metric") is None:
+        out.append(f"Against {other}: {gained} on {n} rows.")
+    else:
+        out.append(f"{run.arm} {words} against {other}: {gained} on {n} rows.")
+    if scores["collapsed"]:
+        out.append(f"Collapsed: {run.arm} {shown(scores['collapsed'])}; it has not learned to tell labels apart, try "
+                   "more --num_train_epochs.")  # fmt: skip
+    if reason := run.metrics["controls"]["tfidf"][which]["collapsed"]:
+        out.append(f"Collapsed: {other} {shown(reason)}; to beat it shows little.")
+    support = {label: int(part["support"]) for label, part in scores["per_class"].items()}
+    if small := small_test(support, difference["detectable"]):
+        out.append(shown(small))
+    return " ".join(out)
+
+
+def _gain(difference: dict[str, float]) -> str:
+    return with_interval(difference["value"], (difference["low"], difference["high"]), "+")
 
 
 def run_report(run: Run) -> str:
@@ -138,7 +201,8 @@ def run_report(run: Run) -> str:
         "",
         table(rows_of([run])),
         "",
-        "Scores in %, with 95 % bootstrap intervals over the test rows; differences are paired.",
+        "Scores in %, with 95 % bootstrap intervals over the test rows; differences are paired. The first rows of "
+        "the table know the labels of the test rows, which no training could see.",
         "",
         "## By class",
         "",
@@ -152,7 +216,7 @@ def run_report(run: Run) -> str:
         )
     lines += ["", "## By slice", "", "| slice | accuracy | rows |", "|---|---|---|"]
     for part in run.metrics[which]["slices"]:
-        accuracy = _with_interval(part["accuracy"], (part["low"], part["high"]))
+        accuracy = with_interval(part["accuracy"], (part["low"], part["high"]))
         lines.append(f"| {part['slice']} | {accuracy} | {part['n']} |")
     before = run.metrics.get("source_test_before")
     if before:
@@ -227,7 +291,7 @@ def write_report(folders: list[str], output_dir: str | None = None) -> tuple[str
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Draw accuracy with intervals against training seconds; controls as horizontal lines."""
+    """Draw scores with intervals against training seconds; controls and references as horizontal lines."""
     import matplotlib
     import matplotlib.ticker
 
@@ -238,27 +302,28 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     styles = iter(("--", ":", "-.", "-") * len(rows))
     colours = iter(plt.get_cmap("tab10").colors * len(rows))
     for row in rows:
-        value = 100 * row["accuracy"]
+        value, mark = 100 * row["score"], " (collapsed)" if row["collapsed"] else ""
         if row["run"] is None:
-            axes.axhline(value, linestyle=next(styles), color="0.4", linewidth=1.2, label=f"{row['arm']} {value:.1f}")
+            axes.axhline(value, linestyle=next(styles), color="0.4", linewidth=1.2,
+                         label=f"{row['arm']}{mark} {value:.1f}")  # fmt: skip
         else:
-            low, high = (100 * bound for bound in row["accuracy_interval"])
+            low, high = (100 * bound for bound in row["score_interval"])
             axes.errorbar(
                 max(row["seconds"], 0.1), value, yerr=[[value - low], [high - value]], fmt="o", capsize=4,
-                color=next(colours), label=f"{row['run']} {value:.1f}",
+                color=next(colours), label=f"{row['run']}{mark} {value:.1f}",
             )  # fmt: skip
     axes.set_xscale("log")
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.set_xlabel("training seconds (log scale)")
-    axes.set_ylabel("accuracy on the test rows, %")
+    axes.set_ylabel(f"{' or '.join(dict.fromkeys(metric.title(row['metric']) for row in rows))} on the test rows, %")
     axes.grid(visible=True, alpha=0.25)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     _save(figure, file)
 
 
 def plot_run(run: Run, logits: np.ndarray, labels: np.ndarray, file: Path) -> None:
-    """Draw one run's accuracy beside its controls, and how often it is right at each confidence.
+    """Draw one run's score beside its references and controls, and how often it is right at each confidence.
 
     Args:
         run: the run.
@@ -272,16 +337,18 @@ def plot_run(run: Run, logits: np.ndarray, labels: np.ndarray, file: Path) -> No
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
     rows = rows_of([run])
     for height, row in enumerate(reversed(rows)):
-        value, (low, high) = 100 * row["accuracy"], (100 * bound for bound in row["accuracy_interval"])
+        value = 100 * row["score"]
+        low, high = (100 * bound for bound in row["score_interval"] or (row["score"], row["score"]))
         colour = "0.45" if row["run"] is None else "tab:blue"
         left.errorbar(value, height, xerr=[[value - low], [high - value]], fmt="o", capsize=4, color=colour)
         left.annotate(f"{value:.1f}", (value, height), textcoords="offset points", xytext=(0, 7), ha="center")
-    left.set_yticks(range(len(rows)), [textwrap.fill(row["arm"], 18) for row in reversed(rows)])
+    left.set_yticks(range(len(rows)), [textwrap.fill(row["arm"] + (" (collapsed)" if row["collapsed"] else ""), 24)
+                                         for row in reversed(rows)], fontsize=8)  # fmt: skip
     left.set_ylim(-0.5, len(rows) - 0.3)
-    left.set_xlabel(f"accuracy on {rows[-1]['n']:,} test rows, %, with 95 % intervals")
+    left.set_xlabel(f"{metric.title(run.metric)} on {rows[-1]['n']:,} test rows, %, with 95 % intervals")
     left.grid(visible=True, axis="x", alpha=0.25)
     probabilities = scipy.special.softmax(logits, axis=1)
     confidence, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels

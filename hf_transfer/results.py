@@ -13,7 +13,7 @@ from hf_transfer.errors import UserError, listed
 
 FILE = "run.json"
 STOPPED = "alignment_stopped"  # among `choices`: when and why an alignment was given up
-FORMAT = 3  # of run.json; raised when what readers rely on is new in it
+FORMAT = 4  # of run.json; raised when what readers rely on is new in it
 
 
 @dataclass
@@ -29,7 +29,11 @@ class Run:
         arguments: every argument that differs from a library default.
         command: what to type to reproduce it.
         data: rows, label mix, duplicates, leaks and fingerprint.
-        metrics: scores by set, each with `intervals`; `controls` and paired `differences`.
+        verdict: what the test rows show, in words.
+        metric: what is reported and what words are about.
+        chosen_by: the metric that chose layers, checkpoints and settings; it was fixed without a look at test rows.
+        metrics: scores by set, each with `intervals`; `controls`, `references` (see `statistics.references`) and paired
+            `differences` to both.
         choices: what the method decided by itself.
         trainable_parameters, parameters: counts.
         seconds: by stage, and `total`.
@@ -64,6 +68,9 @@ class Run:
     created: str
     history: list[dict[str, Any]] = field(default_factory=list)
     adaptation: str = ""
+    verdict: str = ""
+    metric: str = "accuracy"
+    chosen_by: str = "accuracy"
     format: int = FORMAT
 
     @property

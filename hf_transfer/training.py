@@ -20,6 +20,7 @@ from hf_transfer.methods import Prepared, Setup
 from hf_transfer.profile import StepTimes
 from hf_transfer.resources import Meter
 from hf_transfer.results import STOPPED, write_atomically
+from hf_transfer.statistics import metric
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -130,14 +131,16 @@ def make_trainer(
     label_names = list(setup.loaded.model.config.id2label.values())
     given: Any = arguments.train
     evaluates = given.eval_strategy != "no"
+    by_ours = bool(setup.chosen_by) and not given.metric_for_best_model
     train_args = replace(
         given,
         output_dir=str(folder),
         remove_unused_columns=False,  # the sampler needs `length`, which the collator leaves out
-        metric_for_best_model=(prepared.headline or given.metric_for_best_model or task.headline)
+        metric_for_best_model=(prepared.headline or given.metric_for_best_model or setup.chosen_by or task.headline)
         if evaluates
         else None,
-        **({"greater_is_better": None} if prepared.headline else {}),  # by its name, not by that of another metric
+        # by its name, not by that of another metric; a label's name may end like a loss
+        **({"greater_is_better": None} if prepared.headline else {"greater_is_better": True} if by_ours else {}),
         restore_callback_states_from_checkpoint=True,  # a resumed run stops early when the whole one would have
         resume=False,
         push_to_hub=False,  # only the finished run is pushed, when it is verified
@@ -154,6 +157,8 @@ def make_trainer(
     def compute_metrics(output: Any) -> dict[str, float]:
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         scores = task.compute_metrics(logits, output.label_ids, label_names)
+        if setup.chosen_by:
+            scores[setup.chosen_by] = metric.of(scores, setup.chosen_by)
         # what is no number gives the first label, by chance often right; of no error 0 would be the best
         if not np.isfinite(logits).all():
             scores = {name: float("nan") if name == "calibration_error" else 0.0 for name in scores}

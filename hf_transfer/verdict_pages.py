@@ -11,11 +11,14 @@ from typing import Any
 from hf_transfer.arms import FROZEN, RANDOM, SOURCE_ONLY, TARGET_ONLY
 from hf_transfer.budget import duration
 from hf_transfer.choose import aligned, cell, number
+from hf_transfer.controls import CONSTANT
+from hf_transfer.evaluation import small_test
+from hf_transfer.report import LOW, recalls, with_interval
 from hf_transfer.results import write_atomically
 from hf_transfer.verdict import GAP
 
 TEMPLATE = Path(__file__).with_name("verdict.html.jinja")
-PICTURES = {"pareto.png": "Accuracy against the seconds that training took",
+PICTURES = {"pareto.png": "Score against the seconds that training took",
             "differences.png": "Each arm against its controls"}  # fmt: skip
 WORST = 8  # slices shown
 TRAINED = (FROZEN, SOURCE_ONLY)
@@ -42,91 +45,200 @@ def said(facts: dict[str, Any], folder: Path) -> str:
 
 def sentences(facts: dict[str, Any]) -> list[str]:
     """Return the verdict in words, the most important first; each word has one meaning, see `verdict`."""
-    verdict, n = facts["verdict"], facts["test_rows"]
-    where = facts["target"] if facts["target_labels"] else "the source's own test rows"
-    chosen = verdict["recommended"]
     out = []
-    mine = {one["control"]: one["accuracy"] for one in facts["comparisons"] if one["arm"] == chosen}
-    if verdict["adapt"]:
-        plain = [name for name in mine if name not in TRAINED]
-        nearest = min(plain, key=lambda name: mine[name]["value"])
-        others = [name for name in verdict["helping"] if name != chosen]
-        out.append(
-            f"{chosen} helps: on {n:,} rows of {where} it beats every control without transfer, the nearest "
-            f"({nearest}) by {_points(mine[nearest])}."
-            + (f" So {'do' if len(others) > 1 else 'does'} {', '.join(others)}; {chosen} is the cheapest that is not "
-               "shown worse than the best." if others else "")
-        )  # fmt: skip
-        for name in TRAINED:
-            if name in mine and mine[name]["word"] != "hurts":
-                out.append(f"Against {name}, which learns from labelled rows alone: {mine[name]['word']}, "
-                           f"{_points(mine[name])}.")  # fmt: skip
-    else:
-        out.append(f"Do nothing: on {n:,} rows of {where} nothing that transfers is shown to beat every control. Take "
-                   f"{chosen}, the cheapest control that is not shown worse than the best.")  # fmt: skip
-    trained = {one["name"]: one["seeds"] for one in facts["candidates"] if one["folders"]}
-    if missing := [name for name in (SOURCE_ONLY, RANDOM, TARGET_ONLY) if name not in trained and any(
-            run.startswith(f"{name}-seed") for run in facts["left_out"])]:  # fmt: skip
-        out.append(f"Nothing was compared with {', '.join(missing)}, which could not be trained (see Left out).")
-    hurting = [one for one in facts["comparisons"] if one["accuracy"]["word"] == "hurts"]
-    begin = "Negative transfer: " if facts["target_labels"] else ""
-    out += [f"{begin if one['control'] not in TRAINED else ''}{one['arm']} is worse than {one['control']} by "
-            f"{_points(one['accuracy'], turned=True)}." for one in hurting]  # fmt: skip
-    for one in facts["comparisons"]:
-        if (one["arm"], one["control"]) == (SOURCE_ONLY, RANDOM):
-            out.append(f"What pretraining gave: {one['accuracy']['word']}, {_points(one['accuracy'])} between full and "
-                       "the same from random weights.")  # fmt: skip
-    detectable = [min(100.0, 100 * one["accuracy"]["detectable"]) for one in facts["comparisons"]]
-    out.append(f"A true difference of less than {min(detectable):.1f} to {max(detectable):.1f} points, by comparison, "
-               "would be missed more than one time in five.")  # fmt: skip
-    if few := [name for name, seeds in trained.items() if seeds < facts["seeds"]]:
-        out.append(f"Fewer seeds than the others: {', '.join(few)}; another seed may move them as far as it moves the "
-                   "others.")  # fmt: skip
-    out += [f"{one['name']} was stopped {why}." for one in facts["candidates"] for why in one["stopped"]]
-    if (share := facts["time"]["plan"]["share"]) < 1:
-        out.append(f"The budget left room for {share:.0%} of the epochs that a method has by itself: what learns "
-                   "by epochs may be better than it looks here; a larger --budget tells.")  # fmt: skip
-    if facts["seeds"] == 1:
-        out.append("Every arm was trained once: this is about these models, another seed may give others.")
     if not facts["target_labels"]:
-        found = facts["estimates"]
-        choice = found and found["recommended"]
-        out.insert(0, "There are no target labels to test on: scores and words are about the source's own test rows"
+        choice = facts["estimates"] and facts["estimates"]["recommended"]
+        out.append("There are no target labels to test on: scores and words are about the source's own test rows"
                    + (f"; by estimates from the target's texts alone, which may err, {choice} fits it best." if choice
                       else "."))  # fmt: skip
+    out += [*_conflicts(facts), *_recommended(facts)]
+    chosen = facts["verdict"]["recommended"]
+    out += [_arm(facts, name) for name in dict.fromkeys(one["arm"] for one in facts["comparisons"]) if name != chosen]
+    out += _pretraining(facts)
+    for one in facts["candidates"]:
+        if one["collapsed"]:
+            share = f" (in {one['seeds_collapsed']} of {one['seeds']} seeds)" if one["seeds"] > 1 else ""
+            out.append(f"Collapsed: {one['name']} {one['collapsed']}{share}.")
+        out += [f"{one['name']} was stopped {why}." for why in one["stopped"]]
+    detectable = [min(1.0, one["effect"]["detectable"]) for one in facts["comparisons"]]
+    out += filter(None, [small_test(facts["test_labels"], min(detectable))])
+    out.append(f"Smallest difference that four of five such tests would show: {100 * min(detectable):.1f} to "
+               f"{100 * max(detectable):.1f} points of {facts['metric']['title']}, by comparison.")  # fmt: skip
+    return out + _not_verified(facts)
+
+
+def _conflicts(facts: dict[str, Any]) -> list[str]:
+    found = facts["verdict"]["conflicts"]
+    if not found:
+        return []
+    first, names = found[0], list(dict.fromkeys(one["arm"] for one in found))
+    return [f"Accuracy and macro-F1 disagree: {first['arm']} against {_words(facts, first['control'])} has "
+            f"{_span(first['accuracy'], '+')} points of accuracy and {_span(first['macro_f1'], '+')} of macro-F1"
+            + (f"; so it is in {len(found)} comparisons, of {', '.join(names)}" if len(found) > 1 else "")
+            + (f". --metric {facts['metric']['name']} decides here." if facts["metric"]["settled"] else
+               ". Nothing is recommended until --metric says which of them counts.")]  # fmt: skip
+
+
+def _recommended(facts: dict[str, Any]) -> list[str]:
+    verdict, title = facts["verdict"], facts["metric"]["title"]
+    where = facts["target"] if facts["target_labels"] else "the source's own test rows"
+    on = f"on {facts['test_rows']:,} rows of {where}"
+    chosen = verdict["recommended"]
+    mine = {one["control"]: one["effect"] for one in facts["comparisons"] if one["arm"] == chosen}
+    if verdict["conflicts"] and not facts["metric"]["settled"]:
+        return []
+    if chosen is None:
+        (best, *_) = sorted(facts["references"], key=lambda one: -one["score"])
+        return [f"Nothing is recommended: {on} no arm and no control is shown to be above what reads no text at all "
+                f"({best['name']}: {100 * best['score']:.1f} % {title})."]  # fmt: skip
+    score = f"{100 * _named(facts, chosen)['score']:.1f} % {title}"
+    if not verdict["adapt"]:
+        what = {TARGET_ONLY: f"train on your {facts['rows']['shots']} target labels alone",
+                "tfidf on the target": f"train TF-IDF on your {facts['rows']['shots']} target labels alone",
+                "tfidf": "TF-IDF on the labelled rows does as well",
+                RANDOM: "random weights do as well"}.get(chosen, f"take {chosen}")  # fmt: skip
+        return [f"Don't transfer: {what} ({score}). {on[0].upper()}{on[1:]} nothing that transfers is shown to beat "
+                "every control without transfer."]  # fmt: skip
+    plain = [name for name in mine if name not in TRAINED]
+    nearest = min(plain, key=lambda name: mine[name]["value"])
+    (near, *_) = sorted(_beside(facts, chosen), key=lambda one: one["effect"]["value"])
+    others = [name for name in verdict["helping"] if name != chosen]
+    out = [f"{chosen} helps ({score}): {on} it beats every control without transfer, the nearest ({nearest}) by "
+           f"{_points(mine[nearest])}, and the {_words(facts, near['control'])} by {_span(near['effect'])}."
+           + (f" So {'do' if len(others) > 1 else 'does'} {', '.join(others)}; {chosen} is the cheapest that is not "
+              "shown worse than the best." if others else "")]  # fmt: skip
+    for name in TRAINED:
+        if name in mine:
+            out.append(f"Against {name}, which learns from labelled rows alone: {mine[name]['word']}, "
+                       f"{_points(mine[name])}.")  # fmt: skip
     return out
 
 
-def _named(facts: dict[str, Any], name: str) -> dict[str, Any] | None:
-    return next((one for one in facts["candidates"] if one["name"] == name), None)
+def _arm(facts: dict[str, Any], arm: str) -> str:
+    """Return in one line how an arm does against all that it is compared with."""
+    mine = {one["control"]: one["effect"] for one in facts["comparisons"] if one["arm"] == arm}
+    lost = {name for name in mine if _named(facts, name)["collapsed"] or _named(facts, arm)["collapsed"]}
+    parts = []
+    for word, said in (("hurts", "worse than"), ("no difference shown", "no difference shown from"),
+                       ("helps", "better than")):  # fmt: skip
+        there = [name for name, effect in mine.items() if effect["word"] == word
+                 and not (word == "hurts" and name in lost)]  # fmt: skip
+        if not there:
+            continue
+        values = sorted(abs(100 * mine[name]["value"]) for name in there)
+        by = f", by {values[0]:.1f}" + (f" to {values[-1]:.1f} points" if len(there) > 1 else " points")
+        who = f"all {len(there)} controls" if len(there) == len(mine) > 1 else ", ".join(there)
+        parts.append(f"{said} {who}" + (by if word != "no difference shown" else ""))
+    apart = [name for name in lost if mine[name]["word"] == "hurts"]
+    if apart:
+        whose = "the arm" if _named(facts, arm)["collapsed"] else "the control"
+        parts.append(f"against {', '.join(apart)} can't be told: {whose} learned nothing")
+    for one in _beside(facts, arm):
+        if one["effect"]["low"] <= 0:
+            how = "below" if one["effect"]["high"] < 0 else "not shown above"
+            parts.append(f"{how} the {_words(facts, one['control'])}, {_span(one['effect'], '+')} points")
+    worse = [name for name, effect in mine.items() if effect["word"] == "hurts" and name not in {*TRAINED, *lost}]
+    negative = "negative transfer, " if worse and facts["target_labels"] else ""
+    return f"{arm}: {negative}{'; '.join(parts)}."
 
 
-def _points(effect: dict[str, Any], *, turned: bool = False) -> str:
+def _pretraining(facts: dict[str, Any]) -> list[str]:
+    for one in facts["comparisons"]:
+        if (one["arm"], one["control"]) == (SOURCE_ONLY, RANDOM):
+            for name, whose in ((RANDOM, "control"), (SOURCE_ONLY, "arm")):
+                if reason := _named(facts, name)["collapsed"]:
+                    return [f"What pretraining gave can't be told: the {whose} learned nothing ({name} {reason})."]
+            return [f"What pretraining gave: {one['effect']['word']}, {_points(one['effect'])} between full and the "
+                    "same from random weights."]  # fmt: skip
+    return []
+
+
+def _not_verified(facts: dict[str, Any]) -> list[str]:
+    """Return what the verdict does not rest on, though one might think so."""
+    trained = {one["name"]: one["seeds"] for one in facts["candidates"] if one["folders"]}
+    out = []
+    if missing := [name for name in (SOURCE_ONLY, RANDOM, TARGET_ONLY) if name not in trained and any(
+            run.startswith(f"{name}-seed") for run in facts["left_out"])]:  # fmt: skip
+        out.append(f"Not verified: anything against {', '.join(missing)}, which could not be trained (see Left out).")
+    if few := [name for name, seeds in trained.items() if seeds < facts["seeds"]]:
+        out.append(f"Not verified: {facts['seeds']} seeds of {', '.join(few)}; another seed may move them as far as it "
+                   "moves the others.")  # fmt: skip
+    if (share := facts["time"]["plan"]["share"]) < 1:
+        out.append(f"Not verified: full training. The budget left room for {share:.0%} of the epochs that a method "
+                   "has by itself: with more they may be better than they look; a larger --budget tells.")  # fmt: skip
+    if facts["seeds"] == 1:
+        out.append("Not verified: other seeds. Every arm was trained once; this is about these models.")
+    return out
+
+
+def _named(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(one for one in facts["candidates"] if one["name"] == name)
+
+
+def _beside(facts: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return what is said of an arm or control against the references."""
+    return [one for one in facts["against_references"] if one["arm"] == name]
+
+
+def _words(facts: dict[str, Any], name: str) -> str:
+    """Return how a control or reference is called in sentences."""
+    return next((one["name"] for one in facts["references"] if one["key"] == name), name)
+
+
+def _points(effect: dict[str, Any]) -> str:
     """Return a difference in points with its corrected interval."""
     value, low, high = (100 * effect[key] for key in ("value", "corrected_low", "corrected_high"))
-    if turned:
-        value, low, high = -value, -high, -low
     return f"{value:.1f} points [{low:.1f}, {high:.1f}]"
 
 
+def _span(difference: dict[str, float], sign: str = "") -> str:
+    """Return a difference with its 95 % interval, without a unit."""
+    return with_interval(difference["value"], (difference["low"], difference["high"]), sign)
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _flagged(one: dict[str, Any]) -> str:
+    return f"{one['name']} (collapsed)" if one["collapsed"] else one["name"]
+
+
 def _candidates(facts: dict[str, Any]) -> list[list[str]]:
-    """Return the table of arms and controls, the most accurate first."""
-    gain = _named(facts, "full") or _named(facts, "tfidf")
-    assert gain is not None
-    cells = [["", "accuracy %", "seeds", "macro-F1", f"against {gain['name']}", "source %", "seconds", "trainable",
-              "MB", "peak MB", "ms a text"]]  # fmt: skip
-    for one in sorted(facts["candidates"], key=lambda one: -one["accuracy"]):
-        low, high = (100 * bound for bound in one["interval"])
+    """Return the table of arms, controls and references, the best first."""
+    title, name = facts["metric"]["title"], facts["metric"]["name"]
+    beside = {"accuracy": "accuracy %", "macro_f1": "macro-F1 %"}
+    beside.pop(name, None)
+    missed = any(min(one["recall"].values()) < LOW for one in facts["candidates"] if one["name"] != CONSTANT)
+    cells = [["", f"{title} %", *beside.values(), *["recall % by label"] * missed,
+              f"minus {facts['beside']}, points", "source accuracy %", "seconds"]]  # fmt: skip
+    for one in sorted([*facts["candidates"], *facts["references"]], key=lambda one: -one["score"]):
+        others = [f"{100 * one[key]:.1f}" for key in beside]
+        if "key" in one:
+            cells.append([f"{one['name']} (knows the test labels)", f"{100 * one['score']:.1f}", *others,
+                          *[""] * missed, "", "", ""])  # fmt: skip
+            continue
         mark = " *" if one["name"] == facts["verdict"]["recommended"] else ""
         shared = f" + {one['shared_seconds']:.0f}" if one["shared_seconds"] else ""
         cells.append([
-            one["name"] + mark + (" (control)" if one["control"] and not one["arm"] else ""),
-            f"{100 * one['accuracy']:.1f} [{low:.1f}, {high:.1f}]",
-            f"{one['seeds']}" if one["folders"] else "",
-            f"{100 * one['macro_f1']:.1f}",
-            "" if one is gain else f"{100 * (one['accuracy'] - gain['accuracy']):+.1f}",
+            one["name"] + mark + (" (control)" if one["control"] and not one["arm"] else "")
+            + (" (collapsed)" if one["collapsed"] else ""),
+            with_interval(one["score"], one["interval"]),
+            *others,
+            *[recalls(one["recall"])] * missed,
+            with_interval(one["minus"][0], one["minus"][1:], "+") if one["minus"] else "",
             "" if one["source_accuracy"] is None else f"{100 * one['source_accuracy']:.1f}",
             f"{one['seconds']:.1f}{shared}",
+        ])  # fmt: skip
+    return cells
+
+
+def _costs(facts: dict[str, Any]) -> list[list[str]]:
+    cells = [["", "seeds", "trainable parameters", "MB", "peak MB", "ms a text"]]
+    for one in sorted(facts["candidates"], key=lambda one: one["seconds"]):
+        cells.append([
+            _flagged(one),
+            f"{one['seeds']}" if one["folders"] else "",
             f"{one['trainable_parameters']:,}",
             f"{one['megabytes']:.1f}",
             f"{one['peak_memory_mb']:,}",
@@ -136,13 +248,26 @@ def _candidates(facts: dict[str, Any]) -> list[list[str]]:
 
 
 def _comparisons(facts: dict[str, Any]) -> list[list[str]]:
-    cells = [["arm", "control", "difference, points", "corrected p", "verdict", "could have shown"]]
+    cells = [["arm", "control", f"difference, points of {facts['metric']['title']}", "corrected p", "verdict",
+              "could have shown"]]  # fmt: skip
     for one in facts["comparisons"]:
-        effect = one["accuracy"]
+        effect = one["effect"]
         low, high = 100 * effect["corrected_low"], 100 * effect["corrected_high"]
         shown = min(100.0, 100 * effect["detectable"])
-        cells.append([one["arm"], one["control"], f"{100 * effect['value']:+.1f} [{low:+.1f}, {high:+.1f}]",
-                      f"{effect['corrected_p']:.2g}", effect["word"], f"{shown:.1f}"])  # fmt: skip
+        cells.append([_flagged(_named(facts, one["arm"])), _flagged(_named(facts, one["control"])),
+                      f"{100 * effect['value']:+.1f} [{low:+.1f}, {high:+.1f}]", _chance(effect["corrected_p"]),
+                      effect["word"], f"{shown:.1f}"])  # fmt: skip
+    return cells
+
+
+def _constants(facts: dict[str, Any]) -> list[list[str]]:
+    """Return the table of arms and controls against what knows the test labels and reads no text."""
+    cells = [["", "against", f"difference, points of {facts['metric']['title']}", "p", ""]]
+    for one in facts["against_references"]:
+        effect = one["effect"]
+        word = "above" if effect["low"] > 0 else "below" if effect["high"] < 0 else "not shown above"
+        cells.append([_flagged(_named(facts, one["arm"])), _words(facts, one["control"]), _span(effect, "+"),
+                      _chance(effect["p"]), word])  # fmt: skip
     return cells
 
 
@@ -202,13 +327,18 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
     worst = slices["parts"][0] if slices["parts"] else None
     out = [
         {"title": "Arms and controls", "table": _candidates(facts),
-         "lines": ["* is recommended. 95 % intervals. Seconds are those of one training, + what it shares with others "
-                   "(teachers, continued pretraining).",
+         "lines": ["* is recommended. 95 % intervals; differences are paired, each by itself. Seconds are those of one "
+                   "training, + what it shares with others (teachers, continued pretraining). Checkpoints and "
+                   f"settings were chosen by {facts['metric']['chosen_by']} on labelled rows that are not tested.",
                    *(f"{one['name']}: {one['words']}" for one in facts["candidates"] if one["words"])]},
         {"title": "Does it help?", "table": _comparisons(facts),
          "lines": ["Paired on the same rows; intervals and p are Holm-corrected over all these comparisons. helps: the "
                    "interval is above 0; hurts: below 0; no difference shown: it contains 0. The last column is the "
                    "least true difference that such a test would have shown four times in five."]},
+        {"title": "Is it above what reads no text?", "table": _constants(facts),
+         "lines": ["No training could see these: they are made of the labels of the test rows. 95 % intervals, each "
+                   "comparison by itself; what is not above both is neither called a help nor recommended."]},
+        {"title": "What it costs", "table": _costs(facts), "lines": []},
     ]  # fmt: skip
     if facts["forgetting"]:
         out.append({"title": "What did it forget?", "table": _forgetting(facts),
@@ -232,8 +362,8 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
         out.append({"title": "Is its confidence right?", "table": table,
                     "lines": ["The temperature is fitted on held-out source rows."]})  # fmt: skip
     if facts["screening"]:
-        out.append({"title": "Screening", "table": [["arm", "accuracy on held-out source rows %", "went on"],
-                    *([name, f"{100 * one['accuracy']:.1f}", "yes" if one["kept"] else "no"]
+        out.append({"title": "Screening", "table": [["arm", f"held-out {facts['metric']['chosen_by']} %", "went on"],
+                    *([name, f"{100 * one['score']:.1f}", "yes" if one["kept"] else "no"]
                       for name, one in facts["screening"].items())], "lines": []})  # fmt: skip
     ratio = time["median_ratio"]
     out.append({"title": "Time", "table": _plan(facts), "lines": [
@@ -293,69 +423,65 @@ def _title(facts: dict[str, Any]) -> str:
 
 
 def plot_pareto(facts: dict[str, Any], file: Path) -> None:
-    """Draw accuracy against seconds, and the line of those that nothing cheaper beats."""
+    """Draw scores against seconds, the line of those that nothing cheaper beats, and what reads no text."""
+    import matplotlib
     import matplotlib.ticker
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
+    colours, shapes = [f"C{i}" for i in range(10)], "osD^vP"
     cost = {one["name"]: max(one["seconds"] + one["shared_seconds"], 0.1) for one in facts["candidates"]}
     front, best = [], -1.0
-    for one in sorted(facts["candidates"], key=lambda one: (cost[one["name"]], -one["accuracy"])):
-        value, (low, high) = 100 * one["accuracy"], (100 * bound for bound in one["interval"])
-        if value > best:
+    for one in sorted(facts["candidates"], key=lambda one: (cost[one["name"]], -one["score"])):
+        if (value := 100 * one["score"]) > best:
             front.append((cost[one["name"]], value))
             best = value
-        marker, colour = ("s", "0.5") if one["control"] and not one["arm"] else ("o", "tab:blue")
-        if one["name"] == facts["verdict"]["recommended"]:
-            colour = "tab:green"
-        axes.errorbar(cost[one["name"]], value, yerr=[[max(0, value - low)], [max(0, high - value)]], fmt=marker,
-                      capsize=3, color=colour)  # fmt: skip
+    for i, one in enumerate(sorted(facts["candidates"], key=lambda one: -one["score"])):
+        value, (low, high) = 100 * one["score"], (100 * bound for bound in one["interval"])
+        mark = " *" if one["name"] == facts["verdict"]["recommended"] else ""
+        control = one["control"] and not one["arm"]
+        axes.errorbar(cost[one["name"]], value, yerr=[[max(0, value - low)], [max(0, high - value)]],
+                      fmt=shapes[i // len(colours) % len(shapes)], capsize=3, color=colours[i % len(colours)],
+                      markerfacecolor="white" if control else None,
+                      label=f"{_flagged(one)}{mark} {value:.1f}")  # fmt: skip
+    for known, style in zip(facts["references"], ("--", ":", "-."), strict=False):
+        axes.axhline(100 * known["score"], color="0.4", linestyle=style, linewidth=1.2,
+                     label=f"{known['name']} {100 * known['score']:.1f}")  # fmt: skip
     axes.plot(*zip(*front, strict=True), color="0.7", linewidth=1, zorder=0, drawstyle="steps-post")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5), numticks=20))
     axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    axes.set(xlabel="seconds (log scale)", ylabel=f"accuracy on {facts['test_rows']:,} test rows, %")
+    axes.set(xlabel="seconds (log scale)",
+             ylabel=f"{facts['metric']['title']} on {facts['test_rows']:,} test rows, %")  # fmt: skip
     axes.grid(visible=True, alpha=0.25)
-    bottom, top = axes.set_ylim(axes.get_ylim())
-    points = sorted((100 * one["accuracy"], cost[one["name"]], one["name"]) for one in facts["candidates"])
-    heights = _apart([value for value, _, _ in points], 0.055 * (top - bottom), top)
-    for (value, seconds, name), height in zip(points, heights, strict=True):
-        axes.annotate(name, (seconds, value), xytext=(1.02, height), textcoords=axes.get_yaxis_transform(),
-                      va="center", fontsize=8, annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.6, "shrinkA": 0})  # fmt: skip
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False,
+                title="hollow: control; *: recommended", title_fontsize=8)  # fmt: skip
     _save(figure, file)
 
 
-def _apart(values: list[float], gap: float, top: float) -> list[float]:
-    """Return heights near ascending `values`, `gap` apart, none above `top`: names beside points must not overlap."""
-    out: list[float] = []
-    for value in values:
-        out.append(max(value, out[-1] + gap) if out else value)
-    for i in reversed(range(len(out))):
-        out[i] = min(out[i], out[i + 1] - gap if i + 1 < len(out) else top)
-    return out
-
-
 def plot_differences(facts: dict[str, Any], file: Path) -> None:
-    """Draw every comparison with its corrected interval, coloured by its word."""
+    """Draw every comparison with its corrected interval, coloured by its word; hollow where a side has collapsed."""
     from matplotlib.figure import Figure
 
     rows = facts["comparisons"][::-1]
-    figure = Figure(figsize=(8, 1.2 + 0.28 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     colours = {"helps": "tab:green", "hurts": "tab:red", "no difference shown": "0.5"}
+    names = []
     for height, one in enumerate(rows):
-        effect = one["accuracy"]
+        effect, sides = one["effect"], [_named(facts, one[side]) for side in ("arm", "control")]
         low, high = 100 * effect["corrected_low"], 100 * effect["corrected_high"]
         value = min(max(100 * effect["value"], low), high)
+        hollow = any(side["collapsed"] for side in sides)
         axes.errorbar(value, height, xerr=[[value - low], [high - value]], fmt="o", capsize=3,
-                      color=colours[effect["word"]])  # fmt: skip
+                      color=colours[effect["word"]], markerfacecolor="white" if hollow else None)  # fmt: skip
+        names.append(" against ".join(map(_flagged, sides)))
     axes.axvline(0, color="0.3", linewidth=1)
-    axes.set_yticks(range(len(rows)), [f"{one['arm']} against {one['control']}" for one in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel("difference in accuracy, points, with Holm-corrected intervals")
+    axes.set_xlabel(f"difference in {facts['metric']['title']}, points, with Holm-corrected intervals")
     axes.grid(visible=True, axis="x", alpha=0.25)
     _save(figure, file)
 

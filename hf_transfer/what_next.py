@@ -25,7 +25,7 @@ TEXTS, SOURCE = 1000, 1000  # that are looked at, at most
 FILE = "label_next.csv"
 
 
-def what_next(job: Comparison, run: Run) -> dict[str, Any]:
+def what_next(job: Comparison, run: Run, recommended: float | None) -> dict[str, Any]:
     """Return texts worth labelling, also written as a table, and the gain that further labels would likely bring.
 
     No test row is looked at: the texts are of the target's unlabelled ones, and the gain is estimated from the labelled
@@ -34,9 +34,10 @@ def what_next(job: Comparison, run: Run) -> dict[str, Any]:
     Args:
         job: a comparison; without unlabelled texts, or without such rows, what needs them is left out.
         run: of its best arm, which is unsure of some texts and not of others.
+        recommended: score of the arm that is recommended; without one nothing is said of what further labels bring.
     """
     rng = np.random.default_rng(job.arguments.train.seed)
-    return {"texts": _texts(job, run, rng), "expected": _expected(job, rng)}
+    return {"texts": _texts(job, run, rng), "expected": [] if recommended is None else _expected(job, rng)}
 
 
 def _sample(rows: Dataset, most: int, rng: np.random.Generator) -> Dataset:

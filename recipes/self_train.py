@@ -47,10 +47,11 @@ from hf_transfer.pseudo import (
     training_rows,
 )
 from hf_transfer.results import Run, load_run, write_atomically
+from hf_transfer.statistics import metric
 from hf_transfer.training import fit
 
 SAME = 0.99  # share of equal labels after which another round would bring nothing
-WORSE = 0.02  # of accuracy on held-out source rows, for which a round is dropped
+WORSE = 0.02  # of the score on held-out source rows, for which a round is dropped
 ENCODED = "cached_encoding_seconds"  # of earlier runs
 FROZEN = ("--fraction", "1.0", "--pool_rows", "2000")  # sure labels teach a frozen encoder least; more texts add little
 
@@ -92,6 +93,7 @@ def main(argv: list[str] | None = None) -> Run:
         raise UserError("--target_unlabeled is missing: name a table of target texts, which need no labels.")
     with begin(arguments) as job:
         job = sampled(job, how.pool_rows)
+        by = metric.load(job.setup.chosen_by, job.domains.label_names)
         source = np.array(job.encoded["train"]["labels"][:])
         truth = np.array(job.encoded["validation"]["labels"][:] if len(job.encoded["validation"]) else [], dtype=int)
         shares = np.bincount(source, minlength=len(job.domains.label_names)) / len(source)
@@ -117,12 +119,12 @@ def main(argv: list[str] | None = None) -> Run:
             probabilities, of_source = (scipy.special.softmax(logits, axis=1) for logits in (of_pool, of_source))
             mix = weighed_mix(prepared.choices["label_shares"], now.setup.class_weights)
             power = temperature(HeldOut(of_source, truth), mix)
-            right = float((of_source.argmax(1) == truth).mean()) if len(truth) else None
+            right = by.score(of_source.argmax(1), truth) if len(truth) else None
             same = float((probabilities.argmax(1) == labels).mean()) if number else 0.0
             rows = len(source) + (len(before.rows) if before is not None else 0)
             log.append({"round": number, "rows": rows, "source_validation": right, "labels_kept": same})
             job.console.say(f"round {number}: {rows} rows"
-                            + (f", {right:.1%} of held-out source rows right" if right is not None else "")
+                            + (f", {by.title} {right:.1%} on held-out source rows" if right is not None else "")
                             + (f", {same:.1%} of the target's labels as before" if number else ""))  # fmt: skip
             if (right or 0.0) < best - WORSE:
                 job.console.say(f"round {number} is worse on the source and dropped.")

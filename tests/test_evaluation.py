@@ -19,6 +19,7 @@ from hf_transfer.metrics.accuracy import Accuracy
 from hf_transfer.metrics.calibration_error import CalibrationError
 from hf_transfer.metrics.macro_f1 import MacroF1
 from hf_transfer.metrics.per_class import PerClass
+from hf_transfer.statistics import metric
 
 METRICS = {
     "accuracy": Accuracy,
@@ -65,10 +66,11 @@ def test_scores_agree_with_scikit_learn(classes):
     predictions = logits.argmax(axis=1)
     names = [f"c{i}" for i in range(classes)]
     scores = classification_scores(logits, labels, names)
-    assert set(scores) == {"accuracy", "macro_f1", "calibration_error", "loss", "n", "per_class"}
+    assert set(scores) == {"accuracy", "macro_f1", "balanced_accuracy", "calibration_error", "loss", "n", "per_class"}
     assert scores["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predictions))
     assert 0.3 < scores["accuracy"] < 0.9
     assert scores["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predictions, average="macro"))
+    assert scores["balanced_accuracy"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predictions))
     report = sklearn.metrics.classification_report(
         labels, predictions, labels=range(classes), target_names=names, output_dict=True, zero_division=0.0
     )
@@ -177,8 +179,9 @@ def test_intervals_are_repeatable_and_stay_in_range():
     predictions = logits.argmax(axis=1)
     assert intervals(predictions, labels) == intervals(predictions, labels)
     assert intervals(predictions, labels, 1) != intervals(predictions, labels, 2)
-    assert intervals(labels, labels) == {"accuracy": [1.0, 1.0], "macro_f1": [1.0, 1.0]}
-    assert intervals(labels[:1], labels[:1]) == {"accuracy": [1.0, 1.0], "macro_f1": [1.0, 1.0]}
+    perfect = {name: [1.0, 1.0] for name in metric.NAMES}
+    assert intervals(labels, labels) == perfect
+    assert intervals(labels[:1], labels[:1]) == perfect
     assert all(isinstance(bound, float) for pair in intervals(predictions, labels).values() for bound in pair)
 
 
@@ -198,9 +201,15 @@ def discordant(n, gained, lost, both=0.5):
     return right, other
 
 
+def difference(right, other):
+    """Of two models that have these rows right, in accuracy."""
+    labels = np.ones(len(right), dtype=int)
+    return paired_difference(right.astype(int), other.astype(int), labels, metric.load("accuracy", ["no", "yes"]))
+
+
 @pytest.mark.parametrize(("n", "gained", "lost"), [(400, 40, 40), (1000, 90, 30), (2000, 25, 70)])
 def test_paired_difference_has_the_mcnemar_error(n, gained, lost):
-    found = paired_difference(*discordant(n, gained, lost))
+    found = difference(*discordant(n, gained, lost))
     assert found["value"] == pytest.approx((gained - lost) / n, abs=1e-7)
     error = math.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
     assert (found["high"] - found["low"]) / (2 * 1.959964) == pytest.approx(error, rel=0.08)
@@ -220,17 +229,19 @@ def test_parts_by_length_know_where_texts_were_cut():
 
 
 def test_paired_difference_knows_gain_from_noise():
-    gain = paired_difference(*discordant(500, 60, 15))
+    gain = difference(*discordant(500, 60, 15))
     assert 0 < gain["low"] < gain["value"] < gain["high"]
-    loss = paired_difference(*discordant(500, 15, 60))
+    loss = difference(*discordant(500, 15, 60))
     assert loss["low"] < loss["value"] < loss["high"] < 0
-    noise = paired_difference(*discordant(500, 33, 30))
+    noise = difference(*discordant(500, 33, 30))
     assert noise["low"] < 0 < noise["high"]
     right = discordant(500, 60, 15)[0]
-    assert paired_difference(right, right) == {"value": 0.0, "low": 0.0, "high": 0.0}
+    same = difference(right, right)
+    assert same["value"] == 0.0
+    assert -2 / 500 > same["low"] == -same["high"] > -4 / 500, "as wide as one row either way allows"
     # pairing matters: the same two accuracies on unrelated rows would leave the gain in doubt
     n, few = 500, discordant(500, 12, 0)
-    assert paired_difference(*few)["low"] > 0
+    assert difference(*few)["low"] > 0
     unpaired = math.sqrt(sum(r.mean() * (1 - r.mean()) / n for r in few))
     assert few[0].mean() - few[1].mean() < 1.96 * unpaired
 

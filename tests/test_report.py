@@ -14,7 +14,8 @@ from hf_transfer.results import FILE, Run, load_run
 
 test_set.__test__ = False  # the package's function, not a test
 
-TFIDF, MAJORITY = "TF-IDF + logistic regression", "majority class"
+TFIDF, MAJORITY = "TF-IDF + logistic regression", "commonest training label"
+COMMONEST, MIX = "commonest label of the target", "labels by the target's own mix"
 
 
 def scores(accuracy, macro_f1, n=200):
@@ -23,6 +24,7 @@ def scores(accuracy, macro_f1, n=200):
         "macro_f1": macro_f1,
         "calibration_error": 0.031,
         "loss": 0.4,
+        "collapsed": "",
         "n": n,
         "per_class": {
             "neg": {"precision": 0.911, "recall": 0.822, "f1": 0.864, "support": 120.0},
@@ -34,6 +36,12 @@ def scores(accuracy, macro_f1, n=200):
             "macro_f1": [macro_f1 - 0.05, macro_f1 + 0.05],
         },
     }
+
+
+def difference(value, low, high):
+    """Of accuracy, and of macro-F1 the same."""
+    one = {"value": value, "low": low, "high": high}
+    return {**one, "p": 0.01, "detectable": 0.06, "accuracy": one, "macro_f1": one}
 
 
 def control(name, accuracy, macro_f1, seconds, parameters, sets=("source_test", "target_test")):
@@ -72,10 +80,19 @@ def make_run(folder, method="lora", accuracy=0.85, gain=(0.05, 0.01, 0.09), fing
                 "majority": control(MAJORITY, 0.501, 0.334, 0.02, 2),
                 "tfidf": control(TFIDF, 0.777, 0.766, 1.54, 12345),
             },
+            "references": {
+                name: {
+                    "commonest": {"name": COMMONEST, "accuracy": 0.6, "macro_f1": 0.375, "balanced_accuracy": 0.5},
+                    "mix": {"name": MIX, "accuracy": 0.52, "macro_f1": 0.5, "balanced_accuracy": 0.5},
+                }
+                for name in sets
+            },
             "differences": {
                 name: {
-                    "tfidf": {"value": value, "low": low, "high": high},
-                    "majority": {"value": 0.3, "low": 0.2, "high": 0.4},
+                    "tfidf": difference(value, low, high),
+                    "majority": difference(0.3, 0.2, 0.4),
+                    "commonest": difference(0.25, 0.15, 0.35),
+                    "mix": difference(0.33, 0.25, 0.41),
                 }
                 for name in sets
             },
@@ -144,7 +161,7 @@ def test_run_survives_json(tmp_path):
     assert load_run(str(tmp_path / "one")) == run
     content = json.loads((tmp_path / "one" / FILE).read_text(encoding="utf-8"))
     assert "folder" not in content
-    assert content["format"] == 3
+    assert content["format"] == 4
     assert "ünïcödé" in (tmp_path / "one" / FILE).read_text(encoding="utf-8")
     assert [file.name for file in (tmp_path / "one").iterdir()] == [FILE]
 
@@ -198,13 +215,15 @@ def test_the_plot_shows_the_runs(three, tmp_path):
 
 def test_table_holds_every_arm_with_its_numbers(three):
     lines = write_report(folders(three))[0].splitlines()
-    assert len(lines) == 2 + 2 + 3
+    assert len(lines) == 2 + 2 + 2 + 3
     assert len({len(line) for line in lines}) == 1  # lines up in a terminal
     found = [cells(line) for line in lines]
-    assert found[0] == ["arm", "target accuracy", "macro-F1", "source accuracy", "vs TF-IDF, points", "seconds",
-                        "trainable", "MB"]  # fmt: skip
+    assert found[0] == ["arm", "target accuracy", "macro-F1", "source accuracy", "vs TF-IDF, points of accuracy",
+                        "seconds",                        "trainable", "MB"]  # fmt: skip
     assert set("".join(found[1])) == {"-"}
     assert found[2:] == [
+        [COMMONEST, "60.0", "37.5", "", "", "", "", ""],
+        [MIX, "52.0", "50.0", "", "", "", "", ""],
         [MAJORITY, "50.1 [46.1, 53.1]", "33.4 [28.4, 38.4]", "50.1", "", "0.0", "2", "321"],
         [TFIDF, "77.7 [73.7, 80.7]", "76.6 [71.6, 81.6]", "77.7", "", "1.5", "12,345", "321"],
         ["frozen", "70.0 [66.0, 73.0]", "68.8 [63.8, 73.8]", "91.0", "-7.7 [-12.0, -3.0]", "5.0", "98,765", "1,234"],
@@ -217,11 +236,11 @@ def test_table_holds_every_arm_with_its_numbers(three):
 def test_json_holds_the_same(three):
     _, files = write_report(folders(three))
     rows = json.loads(files[1].read_text(encoding="utf-8"))
-    assert [row["arm"] for row in rows] == [MAJORITY, TFIDF, "frozen", "lora", "full"]
-    assert [row["run"] for row in rows] == [None, None, "frozen", "adapted", "full"]
-    assert [row["accuracy"] for row in rows] == [0.501, 0.777, 0.7, 0.79, 0.862]
-    assert rows[3]["accuracy_interval"] == [0.75, 0.8200000000000001]
-    assert rows[3]["versus_tfidf"] == {"value": 0.013, "low": -0.02, "high": 0.046}
+    assert [row["arm"] for row in rows] == [COMMONEST, MIX, MAJORITY, TFIDF, "frozen", "lora", "full"]
+    assert [row["run"] for row in rows] == [None, None, None, None, "frozen", "adapted", "full"]
+    assert [row["accuracy"] for row in rows] == [0.6, 0.52, 0.501, 0.777, 0.7, 0.79, 0.862]
+    assert rows[5]["accuracy_interval"] == [0.75, 0.8200000000000001]
+    assert rows[5]["versus_tfidf"] == difference(0.013, -0.02, 0.046)
     assert {row["n"] for row in rows} == {200}
     assert {row["target"] for row in rows} == {"gadgets"}
     assert table(rows) == write_report(folders(three))[0]
@@ -233,14 +252,15 @@ def test_controls_appear_once_for_equal_data(three, tmp_path):
     other = make_run(tmp_path / "other", fingerprint="e" * 64)
     arms = [row["arm"] for row in rows_of([*three, other])]
     assert arms.count(MAJORITY) == arms.count(TFIDF) == 2
-    assert len(arms) == 8
+    assert arms.count(COMMONEST) == arms.count(MIX) == 2
+    assert len(arms) == 12
 
 
 def test_a_control_of_fewer_rows_says_so(tmp_path):
     run = make_run(tmp_path / "run")
     run.metrics["controls"]["tfidf"]["name"] = f"{TFIDF} on 50 rows"
     assert f"against {TFIDF} on 50 rows: " in verdict(run)
-    assert [row["arm"] for row in rows_of([run])] == [MAJORITY, f"{TFIDF} on 50 rows", "lora"]
+    assert [row["arm"] for row in rows_of([run])][2:] == [MAJORITY, f"{TFIDF} on 50 rows", "lora"]
 
 
 def test_different_data_is_warned_of(three, tmp_path):
@@ -257,7 +277,7 @@ def test_other_folders_are_passed_over(three, tmp_path):
     every = sorted(map(str, (tmp_path / "runs").iterdir()))
     assert len(every) == 4
     text, files = write_report(every, str(tmp_path / "new" / "place"))
-    assert len(text.splitlines()) == 7
+    assert len(text.splitlines()) == 9
     assert files[0].parent == tmp_path / "new" / "place"
     assert write_report(every, str(tmp_path / "new" / "place"))[0] == text  # again, over the old files
     with pytest.raises(UserError, match=r"no finished run among .*lora\.partial"):
@@ -291,27 +311,28 @@ def test_seconds_are_those_of_preparing_and_training(tmp_path):
 def test_verdict(tmp_path, gain, words):
     run = make_run(tmp_path / "run", gain=gain)
     value, low, high = (f"{100 * number:+.1f}" for number in gain)
-    assert verdict(run) == f"lora {words} against {TFIDF}: {value} [{low}, {high}] points on 200 rows."
+    assert verdict(run) == f"lora {words} against {TFIDF}: {value} [{low}, {high}] points of accuracy on 200 rows."
     assert verdict(run) in write_report(folders([run]))[1][0].read_text(encoding="utf-8")
 
 
 def test_a_run_that_gives_one_label_to_all_is_called_so(tmp_path):
     run = make_run(tmp_path / "run")
-    assert "every one of them" not in verdict(run)
-    for label, recall in (("neg", 1.0), ("pos", 0.0)):
-        run.metrics["target_test"]["per_class"][label]["recall"] = recall
-    assert "It gives every one of them the label neg: it has not learned to tell labels apart" in verdict(run)
-    run.metrics["target_test"]["per_class"]["pos"]["support"] = 0.0
-    assert "every one of them" not in verdict(run), "all of them have that label"
+    assert "Collapsed" not in verdict(run)
+    assert "collapsed" not in table(rows_of([run]))
+    run.metrics["target_test"]["collapsed"] = "gives 100.0% of the rows the label 'neg'"
+    assert "Collapsed: lora gives 100.0% of the rows the label 'neg'; it has not learned" in verdict(run)
+    assert "lora (run) (collapsed)" in table(rows_of([run]))
+    run.metrics["controls"]["tfidf"]["target_test"]["collapsed"] = "finds none of the rows labelled 'pos' (80)"
+    assert f"Collapsed: {TFIDF} finds none of the rows labelled 'pos' (80); to beat it shows little." in verdict(run)
 
 
 def test_without_a_target_the_source_is_the_headline(tmp_path):
     run = make_run(tmp_path / "run", gain=(0.05, 0.01, 0.09))
     assert test_set(run) == "target_test"
-    for part in (run.metrics, run.metrics["differences"], *run.metrics["controls"].values()):
+    for part in (run.metrics, run.metrics["differences"], run.metrics["references"], *run.metrics["controls"].values()):
         del part["target_test"]
     run.data["target"] = None
-    run.metrics["differences"]["source_test"]["tfidf"] = {"value": -0.2, "low": -0.3, "high": -0.1}
+    run.metrics["differences"]["source_test"]["tfidf"] = difference(-0.2, -0.3, -0.1)
     assert test_set(run) == "source_test"
     assert verdict(run).startswith("lora hurts")
     assert rows_of([run])[-1]["accuracy"] == 0.91

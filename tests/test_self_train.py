@@ -257,12 +257,12 @@ def test_what_an_earlier_run_found_out_is_not_asked_again(frozen, tmp_path, monk
     """Which layer is best, and the source's states; the seconds of it stay known, those of a run's own rounds aside."""
     model, recipe = conftest.make_model(tmp_path / "model"), conftest.load_recipe("self_train")
     before = recipe(frozen(model, tmp_path / "before")).choices
-    assert len(before["validation_accuracy_by_layer"]) == 3
+    assert len(before["validation_score_by_layer"]) == 3
     assert "cached_encoding_seconds" not in before, "its second round found what its first one had paid for"
     monkeypatch.setattr(methods.load("frozen"), "_accuracy_by_layer", None)
     after = recipe(frozen(model, tmp_path / "after")).choices
     assert after["cached_encoding_seconds"] > 0
-    assert after["validation_accuracy_by_layer"] == before["validation_accuracy_by_layer"]
+    assert after["validation_score_by_layer"] == before["validation_accuracy_by_layer"]
     assert after["layer"] == before["layer"]
 
 
@@ -326,7 +326,7 @@ def test_nothing_is_learned_from_rows_without_a_label(tiny, frozen, tmp_path, mo
     argv = frozen(tiny, tmp_path / "plain")
     del argv[argv.index("--target_unlabeled") : argv.index("--target_unlabeled") + 2]
     plain = conftest.load_recipe("finetune")(argv)
-    by_layer = "validation_accuracy_by_layer"
+    by_layer = "validation_score_by_layer"
     assert run.choices[by_layer] == plain.choices[by_layer], "the layer is chosen by labelled rows alone"
     assert run.choices["layer"] == plain.choices["layer"]
 

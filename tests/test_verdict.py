@@ -17,18 +17,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 
 from hf_transfer.calibration import calibration, temperature
-from hf_transfer.verdict import (
-    GAP,
-    HELP,
-    MEMORY,
-    Candidate,
-    _Difference,
-    _effects,
-    _f1_shares,
-    forgetting,
-    gaps,
-    judge,
-)
+from hf_transfer.statistics import metric
+from hf_transfer.statistics.effects import HELP, Difference, effects
+from hf_transfer.verdict import GAP, MEMORY, Candidate, forgetting, gaps, judge
 
 
 def two(rows, gained, lost, both=0.5):
@@ -64,7 +55,7 @@ def noisy(rows, seeds, seed=0, accuracy=0.8, classes=3):
     [(2000, 120, 80), (2000, 60, 35), (1000, 25, 24), (500, 15, 40), (300, 8, 1), (100, 6, 0), (50, 5, 0), (40, 1, 0)],
 )
 def test_p_is_about_that_of_the_exact_mcnemar_test(rows, gained, lost):
-    found = versus(*two(rows, gained, lost)).accuracy
+    found = versus(*two(rows, gained, lost)).effect
     exact = scipy.stats.binomtest(gained, gained + lost).pvalue
     middle = exact - scipy.stats.binom.pmf(gained, gained + lost, 0.5)  # half of what is observed, on both sides
     assert 0.8 * middle < found.p < 1.15 * exact
@@ -76,7 +67,7 @@ def test_p_is_about_that_of_the_exact_mcnemar_test(rows, gained, lost):
 @pytest.mark.parametrize(("rows", "gained", "lost"), [(400, 40, 30), (1000, 90, 30), (2000, 25, 70)])
 def test_interval_is_that_of_the_paired_bootstrap(rows, gained, lost):
     one, other, labels = two(rows, gained, lost)
-    found = versus(one, other, labels).accuracy
+    found = versus(one, other, labels).effect
     drawn = scipy.stats.bootstrap(((one[0] == labels).astype(float) - (other[0] == labels),), np.mean, n_resamples=4000,
                                   method="percentile", rng=np.random.default_rng(0))  # fmt: skip
     width = drawn.confidence_interval.high - drawn.confidence_interval.low
@@ -106,8 +97,9 @@ def test_rows_shares_in_macro_f1_add_up_to_it(classes):
     predictions, labels = noisy(120, 3, classes=classes)
     predictions[0][predictions[0] == 1] = 0
     predictions[1][:3] = classes + 2
-    shares = _f1_shares(predictions, labels)
-    for share, predicted in zip(shares, predictions, strict=True):
+    by = metric.load("macro_f1", [str(i) for i in range(classes + 3)])
+    for predicted in predictions:
+        share = by.shares(by.statistics(predicted, labels))
         expected = sklearn.metrics.f1_score(labels, predicted, average="macro", zero_division=0.0)
         assert share.mean() == pytest.approx(expected)
 
@@ -124,12 +116,12 @@ def test_detectable_differences_are_found_in_four_of_five_tests():
     """Also at a corrected level. 300 tests: 4 sigma are 9 %."""
     rng = np.random.default_rng(0)
     rows, disagreement = 1500, 0.1
-    expected = versus(*two(rows, 75, 75)).accuracy.detectable
+    expected = versus(*two(rows, 75, 75)).effect.detectable
     assert expected == pytest.approx((1.96 + 0.8416) * math.sqrt(disagreement / rows), rel=0.02)
     share = (disagreement + expected) / 2, (disagreement - expected) / 2
     found = 0
     for gained, lost, _ in rng.multinomial(rows, (*share, 1 - disagreement), size=300):
-        found += versus(*two(rows, gained, lost)).accuracy.word == "helps"
+        found += versus(*two(rows, gained, lost)).effect.word == "helps"
     assert 240 - 27 <= found <= 240 + 27
 
 
@@ -147,6 +139,15 @@ def slow_parts(shares):
     return between - rest / ((seeds - 1) * (rows - 1)) / rows
 
 
+def slow_freedom(rows, labels):
+    """Welch and Satterthwaite's, of the variance of `rows`, whose last two are counted with the commonest label's."""
+    *labels, most = [*labels, np.bincount(labels).argmax()]
+    parts = {}
+    for row, label in zip(rows, [*labels, most, most], strict=True):
+        parts.setdefault(label, []).append((row - np.mean(rows)) ** 2)
+    return sum(map(sum, parts.values())) ** 2 / sum(sum(part) ** 2 / (len(part) - 1) for part in parts.values())
+
+
 def test_interval_over_seeds_agrees_with_the_slow_formula():
     """Three candidates: one that seeds move far, one that they hardly move, one without seeds."""
     far, labels = noisy(150, 3, seed=1)
@@ -162,26 +163,28 @@ def test_interval_over_seeds_agrees_with_the_slow_formula():
     assert spread[0] > common > max(spread[1], 0)
     for comparison, of_arm, seeds, one in zip(found, (spread[0], common), (3, 4), right, strict=False):
         rows = [*(one.mean(axis=0) - right[2][0]), 1.0, -1.0]
-        t_rows, t_seeds = scipy.stats.t.isf(0.025, 151), scipy.stats.t.isf(0.025, 2 + 3)
+        t_rows, t_seeds = scipy.stats.t.isf(0.025, slow_freedom(rows, labels)), scipy.stats.t.isf(0.025, 2 + 3)
         half = math.sqrt(t_rows**2 * np.var(rows, ddof=1) / 152 + t_seeds**2 * of_arm / seeds)
-        assert comparison.accuracy.low == pytest.approx(np.mean(rows) - half, abs=1e-9)
-        assert comparison.accuracy.high == pytest.approx(np.mean(rows) + half, abs=1e-9)
+        assert comparison.effect.low == pytest.approx(np.mean(rows) - half, abs=1e-9)
+        assert comparison.effect.high == pytest.approx(np.mean(rows) + half, abs=1e-9)
 
 
 def test_equal_seeds_are_one_seed():
     (one,), labels = noisy(200, 1, seed=1)
     (other,), _ = noisy(200, 1, seed=1, accuracy=0.7)
     once = versus(one[None], other[None], labels)
-    assert versus(np.stack([one] * 3), np.stack([other] * 3), labels) == once
+    again = versus(np.stack([one] * 3), np.stack([other] * 3), labels)
+    assert asdict(again.effect) == pytest.approx(asdict(once.effect))
+    assert again.macro_f1 == pytest.approx(once.macro_f1)
     moved = np.stack([one, other, one])
-    assert versus(moved, other[None], labels).accuracy.detectable > once.accuracy.detectable
+    assert versus(moved, other[None], labels).effect.detectable > once.effect.detectable
 
 
 def test_one_lucky_seed_shows_nothing():
     """By its rows alone the gain would be beyond doubt; two of three seeds are no better than the control."""
     one, other, labels = two(2000, 300, 20)
-    assert versus(one, other, labels).accuracy.word == "helps"
-    found = versus(np.concatenate([one, other, other]), other, labels).accuracy
+    assert versus(one, other, labels).effect.word == "helps"
+    found = versus(np.concatenate([one, other, other]), other, labels).effect
     assert found.value > 0.04
     assert found.word == "no difference shown"
 
@@ -197,7 +200,7 @@ def slow_holm(p):
 def made_up(p, error=0.01, freedom=1000):
     """A difference of which p is known."""
     centre = float(scipy.stats.t.isf(p / 2, freedom)) * error
-    return _Difference(centre, centre, ((error**2, freedom),))
+    return Difference(centre, centre, ((error**2, freedom),))
 
 
 def test_words_and_intervals_follow_holm():
@@ -207,7 +210,7 @@ def test_words_and_intervals_follow_holm():
     families += [[0.001, 0.02, 0.024, 0.049], [0.03, 0.04], [0.01, 0.011, 0.012, 0.9]]
     rejected = 0
     for family in families:
-        found = _effects([made_up(p) for p in family], HELP)
+        found = effects([made_up(p) for p in family], HELP)
         assert [one.p for one in found] == pytest.approx(family, rel=1e-5, abs=1e-9)
         assert [one.corrected_p for one in found] == pytest.approx(slow_holm(family), rel=1e-5, abs=1e-7)
         for one in found:
@@ -215,7 +218,7 @@ def test_words_and_intervals_follow_holm():
             assert one.corrected_low <= one.low <= one.value <= one.high <= one.corrected_high
             rejected += one.word == "helps"
     assert 20 < rejected < 120
-    stopped = _effects([made_up(p) for p in (0.001, 0.02, 0.024, 0.049)], HELP)
+    stopped = effects([made_up(p) for p in (0.001, 0.02, 0.024, 0.049)], HELP)
     assert [one.word for one in stopped] == ["helps", *["no difference shown"] * 3]
     level = scipy.stats.t.isf(0.05 / 3 / 2, 1000) * 0.01  # where it stopped, also for the last one
     assert [one.corrected_high - one.value for one in stopped[1:]] == pytest.approx([level] * 3)
@@ -225,20 +228,20 @@ def test_words_and_intervals_follow_holm():
 def test_words_at_the_edge(words):
     """An interval that ends at 0 contains it."""
     parts = ((0.0001, 50), (0.0002, 4))
-    reach = _Difference(0.0, 0.0, parts).reach(0.05)
+    reach = Difference(0.0, 0.0, parts).reach(0.05)
     for centre, word in ((reach, words[1]), (-reach, words[1]), (reach + 1e-9, words[2]), (-reach - 1e-9, words[0])):
-        (found,) = _effects([_Difference(centre, centre, parts)], words)
+        (found,) = effects([Difference(centre, centre, parts)], words)
         assert found.word == word
         assert found.p == pytest.approx(0.05, rel=1e-5)
 
 
 def test_a_gain_can_drown_among_many_comparisons():
     one, other, labels = two(1000, 60, 37)
-    assert versus(one, other, labels).accuracy.word == "helps"
+    assert versus(one, other, labels).effect.word == "helps"
     others = [Candidate(f"arm {i}", other, 1, 1) for i in range(4)]
     found = judge([Candidate("arm", one, 1, 1), *others, Candidate("c", other, 1, 1, control=True)], labels)
-    assert [c.accuracy.word for c in found.comparisons] == ["no difference shown"] * 5
-    first = found.comparisons[0].accuracy
+    assert [c.effect.word for c in found.comparisons] == ["no difference shown"] * 5
+    first = found.comparisons[0].effect
     assert first.low > 0 > first.corrected_low
     assert first.corrected_p == pytest.approx(5 * first.p)
     assert not found.adapt
@@ -282,7 +285,7 @@ def test_nothing_is_recommended_where_nothing_is_shown_to_help():
     for arms in ({"a": (0.8006, (0, 0))}, {"a": (0.7, (3, 1))}, {"a": (0.8002, (5, 1)), "b": (0.6, (5, 1))}):
         assert recommended(CONTROLS | arms) == "c linear"
     hurt = judge(*known(CONTROLS | {"a": (0.7, (3, 1))}))
-    assert [c.accuracy.word for c in hurt.comparisons] == ["helps", "hurts", "hurts"]
+    assert [c.effect.word for c in hurt.comparisons] == ["helps", "hurts", "hurts"]
     assert recommended(CONTROLS | {"a": (0.85, (3, 1)), "c best": (0.9, (99, 99))}) == "c best"
 
 
@@ -305,7 +308,7 @@ def test_degenerate_cases(rows, seeds, which):
     predictions = np.stack([once[which]] * seeds)
     with np.errstate(all="raise"):
         found = versus(predictions, predictions, labels)
-    effect = found.accuracy
+    effect = found.effect
     assert (effect.value, effect.p, effect.word) == (0.0, 1.0, "no difference shown")
     assert effect.low == -effect.high
     assert 2 / rows < effect.high <= 3 / rows or effect.high == 1.0  # as wide as one row either way allows
@@ -316,25 +319,25 @@ def test_degenerate_cases(rows, seeds, which):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_one_row_shows_nothing(seeds):
     right, wrong = np.ones((seeds, 1), dtype=int), np.zeros((seeds, 1), dtype=int)
-    found = versus(right, wrong, np.ones(1, dtype=int)).accuracy
+    found = versus(right, wrong, np.ones(1, dtype=int)).effect
     assert (found.value, found.low, found.high, found.word) == (1.0, -1.0, 1.0, "no difference shown")
     if seeds > 1:
         wrong[0] = 1
-        found = versus(right, wrong, np.ones(1, dtype=int)).accuracy
+        found = versus(right, wrong, np.ones(1, dtype=int)).effect
         assert found.word == "no difference shown"
 
 
 def test_a_difference_beyond_doubt_has_the_least_p():
-    found = versus(*two(3000, 2500, 0)).accuracy
+    found = versus(*two(3000, 2500, 0)).effect
     assert (found.p, found.word) == (1e-9, "helps")
     assert 0 < found.corrected_low < found.value <= found.high <= 1
 
 
 def test_verdicts_are_ready_for_json():
     again = json.loads(json.dumps(asdict(judge(*known(CONTROLS | {"a": (0.9, (1, 1))}))), allow_nan=False))
-    assert set(again) == {"comparisons", "helping", "adapt", "recommended"}
+    assert set(again) == {"comparisons", "references", "helping", "adapt", "recommended", "conflicts"}
     assert len(again["comparisons"]) == 3
-    assert again["comparisons"][1]["accuracy"]["word"] == "helps"
+    assert again["comparisons"][1]["effect"]["word"] == "helps"
 
 
 # the promise
@@ -358,8 +361,8 @@ def test_equal_arms_are_called_equal(benchmark, seeds, spread):
     for _ in range(120):
         found = judge(*benchmark.simulate(setting, 0.0, rng)).comparisons
         assert len(found) == 6
-        alarms += any(one.accuracy.word != "no difference shown" for one in found)
-        held += [one.accuracy.low <= 0 <= one.accuracy.high for one in found]
+        alarms += any(one.effect.word != "no difference shown" for one in found)
+        held += [one.effect.low <= 0 <= one.effect.high for one in found]
         agreement += [1 - one.disagreement for one in found]
     assert alarms <= 6 + 4 * math.sqrt(120 * 0.05 * 0.95)
     assert 0.91 <= np.mean(held) <= 0.99
@@ -372,10 +375,10 @@ def test_a_gain_of_three_points_is_found(benchmark):
     rng = np.random.default_rng(8)
     setting = benchmark.Setting(1, 2000, 3, 2)
     found = [one for _ in range(60) for one in judge(*benchmark.simulate(setting, 0.03, rng)).comparisons]
-    words = [one.accuracy.word for one in found if one.arm == "arm 0"]
+    words = [one.effect.word for one in found if one.arm == "arm 0"]
     assert len(words) == 120
     assert words.count("helps") >= 96
-    assert np.mean([one.accuracy.value for one in found if one.arm == "arm 0"]) == pytest.approx(0.03, abs=0.004)
+    assert np.mean([one.effect.value for one in found if one.arm == "arm 0"]) == pytest.approx(0.03, abs=0.004)
 
 
 # forgetting, slices, calibration
@@ -402,9 +405,10 @@ def test_forgetting_is_paired_and_by_label():
     assert last.difference.corrected_p == pytest.approx(3 * last.difference.p)  # a family of three labels
     assert whole.difference.corrected_p == whole.difference.p
     # the same as the comparison of two models on these rows
-    assert whole.difference.low == versus(after, before, labels).accuracy.low
+    assert whole.difference.low == pytest.approx(versus(after, before, labels).effect.low)
     of_last = labels == 2
-    assert last.difference.low == versus(after[:, of_last], before[:, of_last], labels[of_last]).accuracy.low
+    own = versus(after[:, of_last], before[:, of_last], labels[of_last]).effect
+    assert last.difference.low == pytest.approx(own.low)
     better = forgetting(after, before, labels, ["a", "b", "c"])
     assert [part.difference.word for part in better] == ["better than before", *["no loss shown"] * 2,
                                                          "better than before"]  # fmt: skip

@@ -40,6 +40,8 @@ class Setup:
         sample_weights: (training rows,) how much each counts, with mean 1, or None.
         unlabeled: encoded rows of the target, where a method may look at them.
         train_domains, validation_domains: each row's source, where a method may look at it.
+        metric: what is reported.
+        chosen_by: the metric by which layers, checkpoints and settings are chosen; the task's own where it is empty.
     """
 
     loaded: Loaded
@@ -55,6 +57,8 @@ class Setup:
     unlabeled: Dataset | None = None
     train_domains: Sequence[str] = ()
     validation_domains: Sequence[str] = ()
+    metric: str = "accuracy"
+    chosen_by: str = ""
 
 
 @dataclass(frozen=True)

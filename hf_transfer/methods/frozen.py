@@ -37,6 +37,7 @@ from hf_transfer.methods import NO_LABEL, Prepared, Setup, as_it_is
 from hf_transfer.models import layers
 from hf_transfer.probe import probe_own_pooling
 from hf_transfer.similarity import source_shares
+from hf_transfer.statistics import metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -123,7 +124,7 @@ def prepare(setup: Setup, args: Arguments) -> Prepared:
     choices = {
         "layer": layer,
         "head_parameters": sum(p.numel() for p in head.parameters()),
-        **({"validation_accuracy_by_layer": by_layer} if by_layer else {}),
+        **({"validation_score_by_layer": by_layer} if by_layer else {}),
         **({"cached_encoding_seconds": round(sum(saved), 3)} if any(saved) else {}),
         **choices,
     }
@@ -279,23 +280,23 @@ def _choose_layer(setup: Setup, trunk: Any, labels: np.ndarray, bar: Any) -> tup
     picked = np.sort(rng.permutation(np.flatnonzero(labels != NO_LABEL))[:SUBSET])
     subset = setup.train.select(picked).map(_beginning, keep_in_memory=True, load_from_cache_file=False)
     key = cache_key("layers", __version__, weights_key(trunk), rows_key(subset), labels[picked].tolist(), setup.seed,
-                    setup.class_weights, setup.precision)  # fmt: skip
+                    setup.class_weights, setup.precision, setup.chosen_by)  # fmt: skip
     spent: list[float] = []
 
     def compute() -> np.ndarray:
         begin = time.perf_counter()
-        accuracy = _accuracy_by_layer(setup, trunk, subset, labels[picked], rng.permutation(len(picked)), bar)
+        scores = _score_by_layer(setup, trunk, subset, labels[picked], rng.permutation(len(picked)), bar)
         spent.append(time.perf_counter() - begin)
-        return np.array([*accuracy, *spent])
+        return np.array([*scores, *spent])
 
-    *accuracy, seconds = cached_array(f"layers-{key}", compute).tolist()
-    return {str(i + 1): round(value, 4) for i, value in enumerate(accuracy)}, 0.0 if spent else seconds
+    *scores, seconds = cached_array(f"layers-{key}", compute).tolist()
+    return {str(i + 1): round(value, 4) for i, value in enumerate(scores)}, 0.0 if spent else seconds
 
 
-def _accuracy_by_layer(
+def _score_by_layer(
     setup: Setup, trunk: Any, subset: Dataset, labels: np.ndarray, fold: np.ndarray, bar: Any
 ) -> list[float]:
-    """Return the accuracy, cross-validated in two halves of `fold`, of a quick pooling head on every layer."""
+    """Return the score, cross-validated in two halves of `fold`, of a quick pooling head on every layer."""
     import torch
 
     from hf_transfer import pooling
@@ -309,7 +310,8 @@ def _accuracy_by_layer(
     lengths = np.array(subset["length"][:])
     order = np.argsort(-lengths, kind="stable")
     half = len(fold) // 2
-    accuracy = []
+    by = metric.load(setup.chosen_by or "accuracy", list(setup.loaded.model.config.id2label.values()))
+    scores = []
     for layer in range(depth):
         bar.set_description(f"compare layer {layer + 1}")
         states = TokenStates(torch.cat(parts[layer]), lengths[order], order)
@@ -327,12 +329,12 @@ def _accuracy_by_layer(
             dtype=_fast(setup),
             steps=COMPARE_STEPS,
         )
-        right = []
+        answers, true = [], []
         for head, tested in zip(heads, folds, strict=True):
-            logits = pooling.pool_logits(head, states, tested)
-            right.append(logits.argmax(1) == labels[order[np.sort(tested)]])
-        accuracy.append(float(np.concatenate(right).mean()))
-    return accuracy
+            answers.append(pooling.pool_logits(head, states, tested).argmax(1))
+            true.append(labels[order[np.sort(tested)]])
+        scores.append(by.score(np.concatenate(answers), np.concatenate(true)))
+    return scores
 
 
 def _beginning(row: dict[str, Any]) -> dict[str, Any]:
