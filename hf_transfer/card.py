@@ -276,11 +276,11 @@ def limits(run: Run) -> list[str]:
         out.append(f"{tfidf} is better on these rows, by {by}.")
     elif difference["tfidf"]["low"] <= 0:
         out.append(f"No gain over {tfidf} is shown on {n} rows: the interval of the difference holds 0.")
-    for name in (CONSTANT, *run.metrics["references"][which]):
-        known = run.metrics["controls"].get(name) or run.metrics["references"][which][name]
-        if difference[name]["low"] <= 0:
-            how = "is worse than" if difference[name]["high"] < 0 else "is not shown to be better than"
-            out.append(f"By {by} it {how} what knows nothing of the texts: {escaped(known['name'])}.")
+    constants = {CONSTANT: run.metrics["controls"][CONSTANT], **run.metrics["references"][which]}
+    if below := [name for name in constants if difference[name]["low"] <= 0]:
+        name = min(below, key=lambda name: difference[name]["value"])
+        how = "is worse than" if difference[name]["high"] < 0 else "is not shown to be better than"
+        out.append(f"By {by} it {how} what reads no text: {escaped(constants[name]['name'])}.")
     if n < SMALL:
         out.append(f"Only {n} test rows: {by} may be anywhere from {percent(low)} % to {percent(high)} %.")
     if classes[worst]["f1"] < max(part["f1"] for part in classes.values()):

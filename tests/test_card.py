@@ -122,6 +122,12 @@ def with_interval(value, interval, sign=""):
     return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
+def difference(value, low, high):
+    """As run.json has it: of accuracy, and of macro-F1 the same."""
+    one = {"value": value, "low": low, "high": high}
+    return {**one, "p": 0.01, "detectable": 0.06, "accuracy": one, "macro_f1": one}
+
+
 def changed(run, **parts):
     """A copy of `run` with other values at some places, for example `metrics__target_test__n`."""
     new = copy.deepcopy(run)
@@ -141,16 +147,21 @@ def test_the_numbers_are_those_of_the_run(source_only):
     text = card(source_only, HUB, license="mit")
     metrics = source_only.metrics
     evidence, by_label, by_slice, rows = tables_of(text)
-    expected = [["", "accuracy", "macro-F1", "source accuracy", "this model minus it, points", "rows"]]
+    expected = [["", "accuracy", "macro-F1", "source accuracy", "this model minus it, points of accuracy", "rows"]]
+    for name, known in metrics["references"]["target_test"].items():
+        gain = metrics["differences"]["target_test"][name]
+        expected.append([known["name"], *percents(known["accuracy"], known["macro_f1"]), "",
+                         with_interval(gain["value"], (gain["low"], gain["high"]), "+"), "40"])  # fmt: skip
+    assert [row[0] for row in expected[1:]] == ["commonest label of the target", "labels by the target's own mix"]
     for label, scores, name in (
-        ("majority class", metrics["controls"]["majority"], "majority"),
+        ("commonest training label", metrics["controls"]["majority"], "majority"),
         ("TF-IDF + logistic regression", metrics["controls"]["tfidf"], "tfidf"),
         ("this model (source-only: no target labels were used)", metrics, None),
     ):
         on_target = scores["target_test"]
         gain = metrics["differences"]["target_test"].get(name)
         expected.append([
-            label,
+            label + " (collapsed)" * bool(on_target.get("collapsed")),
             with_interval(on_target["accuracy"], on_target["intervals"]["accuracy"]),
             with_interval(on_target["macro_f1"], on_target["intervals"]["macro_f1"]),
             *percents(scores["source_test"]["accuracy"]),
@@ -208,12 +219,12 @@ def test_without_a_target(source_only):
     run = copy.deepcopy(source_only)
     run.data["target"] = run.arguments["target"] = None
     del run.data["domains"]["target"]
-    for part in (run.metrics, run.metrics["differences"], *run.metrics["controls"].values()):
+    for part in (run.metrics, run.metrics["differences"], run.metrics["references"], *run.metrics["controls"].values()):
         del part["target_test"]
     text = card(run, HUB)
     assert "labelled texts of source and tested on held-out texts of the same." in text_of(text)
-    assert tables_of(text)[0][0] == ["", "accuracy", "macro-F1", "this model minus it, points", "rows"]
-    assert tables_of(text)[0][3][0] == "this model (source-only: no target labels were used)"
+    assert tables_of(text)[0][0] == ["", "accuracy", "macro-F1", "this model minus it, points of accuracy", "rows"]
+    assert tables_of(text)[0][5][0].startswith("this model (source-only: no target labels were used)")
     assert {len(row) for row in tables_of(text)[0]} == {5}
     assert "It was tested on source, and on no other domain." in bullets(text, "Limits")
     assert len(ModelCard(text).data.eval_results) == 3
@@ -224,7 +235,8 @@ def test_without_a_target(source_only):
     ("gain", "words", "limit"),
     [
         ((0.05, 0.01, 0.09), "full helps against", None),
-        ((-0.05, -0.09, -0.01), "full hurts against", "TF-IDF + logistic regression is more accurate on these rows."),
+        ((-0.05, -0.09, -0.01), "full hurts against",
+         "TF-IDF + logistic regression is better on these rows, by accuracy."),
         ((0.02, 0.0, 0.05), "full shows no difference against", "No gain over TF-IDF + logistic regression is shown on "
          "40 rows: the interval of the difference holds 0."),
         ((-0.02, -0.05, 0.0), "full shows no difference against", "No gain over TF-IDF + logistic regression is shown "
@@ -232,12 +244,14 @@ def test_without_a_target(source_only):
     ],
 )  # fmt: skip
 def test_the_verdict_and_its_limit(source_only, gain, words, limit):
-    difference = dict(zip(("value", "low", "high"), gain, strict=True))
-    text = card(changed(source_only, metrics__differences__target_test__tfidf=difference), HUB)
+    run = changed(source_only, metrics__differences__target_test__tfidf=difference(*gain))
+    for name in ("commonest", "mix"):
+        run.metrics["differences"]["target_test"][name] = difference(0.1, 0.05, 0.15)
+    text = card(run, HUB)
     interval = with_interval(gain[0], gain[1:], "+")
-    assert f"**{words} TF-IDF + logistic regression: {interval} points on 40 rows." in text
+    assert f"{words} TF-IDF + logistic regression: {interval} points of accuracy on 40 rows." in text
     assert [line for line in bullets(text, "Limits") if "TF-IDF" in line] == ([limit] if limit else [])
-    assert tables_of(text)[0][2][4] == interval
+    assert tables_of(text)[0][4][4] == interval
 
 
 # source-only training and other runs
@@ -245,7 +259,7 @@ def test_the_verdict_and_its_limit(source_only, gain, words, limit):
 
 def test_source_only_training_is_a_row_or_said_to_be_missing(source_only, few_shot):
     def names(run, *others):
-        return [row["name"] for row in evidence_rows(run, others)][2:]
+        return [row["name"] for row in evidence_rows(run, others)][4:]
 
     this = "this model (source-only: no target labels were used)"
     no_labels = "source-only: full on source, no target labels"
@@ -259,7 +273,7 @@ def test_source_only_training_is_a_row_or_said_to_be_missing(source_only, few_sh
     assert names(few_shot, few_shot) == [shots, "this model"]
     assert MISSING in text_of(card(few_shot, others=[few_shot]))
     assert names(source_only, few_shot) == [shots, this]
-    assert tables_of(card(few_shot, others=[source_only]))[0][3][0] == no_labels
+    assert tables_of(card(few_shot, others=[source_only]))[0][5][0].startswith(no_labels)
 
 
 def test_others_are_compared_on_the_common_rows(source_only, few_shot, tmp_path):
@@ -267,7 +281,7 @@ def test_others_are_compared_on_the_common_rows(source_only, few_shot, tmp_path)
     theirs.loc[theirs["row"] % 3 == 0, "prediction"] = "positive"  # so that it differs from this run
     theirs.to_parquet(tmp_path / "predictions.parquet")
     other = replace(source_only, folder=tmp_path)
-    row = evidence_rows(few_shot, [other])[2]
+    row = evidence_rows(few_shot, [other])[4]
     ours = pd.read_parquet(few_shot.folder / "predictions.parquet").query("set == 'target_test'").set_index("row")
     same = theirs.query("set == 'target_test'").set_index("row").loc[ours.index]
     right, right_other = ours["prediction"] == ours["label"], same["prediction"] == same["label"]
@@ -282,7 +296,7 @@ def test_others_are_compared_on_the_common_rows(source_only, few_shot, tmp_path)
           (same.label == name).sum()) for name in ("negative", "positive")]  # fmt: skip
     assert row["macro_f1"] == pytest.approx(np.mean(f1))
     assert row["source_accuracy"] is None  # 12 rows in common are too few
-    cells = tables_of(card(few_shot, others=[other]))[0][3]
+    cells = tables_of(card(few_shot, others=[other]))[0][5]
     gain = row["difference"]
     assert cells[1:] == [with_interval(row["accuracy"], (low, high)),
                          with_interval(row["macro_f1"], row["macro_f1_interval"]), "",
@@ -336,7 +350,7 @@ def test_what_was_forgotten(source_only, few_shot):
     text = card(untested)
     assert "No source rows were held out, so nothing is known of the source after training." in text_of(text)
     assert "on the source." not in text_of(text)
-    assert [row[3] for row in tables_of(text)[0][1:]] == ["", "", ""]
+    assert [row[3] for row in tables_of(text)[0][1:]] == [""] * 5
     assert "It was tested on target, and on no other domain." in bullets(text, "Limits")
 
 
@@ -430,23 +444,28 @@ def sound(source_only):
             "per_class": {"negative": dict(part), "positive": dict(part)},
             "slices": [{"slice": "length: short", "n": 100, "accuracy": 0.85, "low": 0.75, "high": 0.9}],
         }
-    for name in ("tfidf", "majority"):
-        run.metrics["differences"]["target_test"][name] = {"value": 0.1, "low": 0.05, "high": 0.15}
+    for name in ("tfidf", "majority", "commonest", "mix"):
+        run.metrics["differences"]["target_test"][name] = difference(0.1, 0.05, 0.15)
     return run
 
 
 LIMITS = {
     "no gain": (
-        {"metrics__differences__target_test__tfidf": {"value": 0.01, "low": 0.0, "high": 0.02}},
+        {"metrics__differences__target_test__tfidf": difference(0.01, 0.0, 0.02)},
         "No gain over TF-IDF + logistic regression is shown on 400 rows: the interval of the difference holds 0.",
     ),
     "tfidf is better": (
-        {"metrics__differences__target_test__tfidf": {"value": -0.1, "low": -0.2, "high": -0.001}},
-        "TF-IDF + logistic regression is more accurate on these rows.",
+        {"metrics__differences__target_test__tfidf": difference(-0.1, -0.2, -0.001)},
+        "TF-IDF + logistic regression is better on these rows, by accuracy.",
     ),
     "majority": (
-        {"metrics__differences__target_test__majority": {"value": 0.1, "low": 0.0, "high": 0.2}},
-        "It is not shown to be more accurate than giving every text the commonest label.",
+        {"metrics__differences__target_test__majority": difference(0.1, 0.0, 0.2)},
+        "By accuracy it is not shown to be better than what reads no text: commonest training label.",
+    ),
+    "constant": (
+        {"metrics__differences__target_test__commonest": difference(-0.1, -0.2, -0.01),
+         "metrics__differences__target_test__majority": difference(0.0, -0.1, 0.1)},
+        "By accuracy it is worse than what reads no text: commonest label of the target.",
     ),
     "small": (
         {"metrics__target_test__n": 199},
