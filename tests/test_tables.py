@@ -402,7 +402,7 @@ def test_max_rows_of_an_unlabelled_table(tmp_path):
     assert 150 < table.rows["row"].mean() < 250
 
 
-def test_max_rows_without_max_rows_worth_of_texts(tmp_path):
+def test_max_rows_and_empty_texts(tmp_path):
     """Empty texts are drawn like others, for nobody knows before they are read."""
     rows = [{"text": "" if i % 30 == 0 else f"text {i}", "label": "ab"[i % 2]} for i in range(600)]
     table = read_table(str(write(tmp_path / "t.jsonl", rows)), max_rows=300)
