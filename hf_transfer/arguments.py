@@ -61,7 +61,13 @@ class DataArguments:
         default=None, metadata={"help": "Seed of the splits, where runs of several seeds share them; default: --seed."}
     )
     max_length: int = field(default=256, metadata={"help": "Longest text in tokens; the rest is cut and counted."})
-    max_rows: int | None = field(default=None, metadata={"help": "Read at most this many rows a file (a quick try)."})
+    max_rows: int | None = field(
+        default=None,
+        metadata={
+            "help": "Read at most this many rows of each domain (a value of --domain_column, else a file); labels and "
+            "splits keep their shares (a quick try)."
+        },
+    )
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from hf_transfer.tasks import Task
 
 SHOW_ROWS = 20_000  # tokenising more than these takes so long that a bar is shown
+MUCH_CUT, LITTLE_CUT = 0.05, 0.01  # shares of a set's tokens: what is warned of, and what a proposed length may cut
 SETS = ("train", "validation", "source_test", "target_test")
 SPARE_DISK = 10  # the run folder and three checkpoints with Adam's state, in multiples of the weights in float32
 
@@ -168,11 +170,13 @@ def encode_all(
 ) -> tuple[dict[str, Dataset], dict[str, float]]:
     """Tokenise every split once, cached on disk: encoded splits, and the share of tokens cut in each.
 
+    The shares are put among the facts of `domains`, and a warning of large ones among its notes.
+
     Raises:
         UserError: `--max_length` is beyond what the model takes, or cuts every training text.
     """
     max_length, room = arguments.data.max_length, longest_input(loaded)
-    encoded, cut = {}, {}
+    encoded, whole = {}, {}
     with (
         arguments.train.main_process_first(desc="tokenise"),
         progress(sum(domains.facts["rows"].values()), quiet=arguments.train.quiet),
@@ -182,10 +186,44 @@ def encode_all(
             if not len(rows):
                 encoded[name] = rows
                 continue
-            encoded[name], cut[name] = encode_rows(rows, ["text", "label"], loaded, task, max_length)
+            encoded[name], lost = encode_rows(rows, ["text", "label"], loaded, task, max_length)
+            whole[name] = np.array(encoded[name]["length"][:]) + lost
+    cut, note = cut_at(max_length, whole, room)
+    domains.facts["tokens_cut"] = cut
+    domains.notes.extend(note)
     if cut["train"] and max_length < room and min(encoded["train"]["length"][:]) == max_length:
         raise UserError(f"every training text is longer than --max_length {max_length} tokens; raise it.")
     return encoded, cut
+
+
+def cut_at(max_length: int, lengths: dict[str, np.ndarray], room: int) -> tuple[dict[str, float], list[str]]:
+    """Return the share of each set's tokens that is cut; where it is large also a warning that proposes a length.
+
+    Args:
+        max_length: tokens kept of a text.
+        lengths: (rows,) tokens of the whole texts of each set.
+        room: tokens that the model takes.
+    """
+
+    def cut(tokens: int) -> dict[str, float]:
+        return {name: float(np.maximum(own - tokens, 0).sum() / own.sum()) for name, own in lengths.items()}
+
+    shares = cut(max_length)
+    much = [f"{100 * share:.1f} % of the tokens of {name}" for name, share in shares.items() if share > MUCH_CUT]
+    noted = {name: round(share, 4) for name, share in shares.items()}
+    if not much:
+        return noted, []
+    warning = f"{', '.join(much)} are cut at --max_length {max_length}; "
+    if max_length >= room:
+        return noted, [f"{warning}the model reads no more"]
+    longest = max(int(own.max()) for own in lengths.values())
+    options = range(16, min(longest, room) + 16, 16)
+    first = bisect_left(options[:-1], True, key=lambda tokens: max(cut(tokens).values()) < LITTLE_CUT)
+    enough = min(options[first], room)
+    left = max(cut(enough).values())
+    if left < LITTLE_CUT:
+        return noted, [f"{warning}{enough} would cut under {100 * LITTLE_CUT:.0f} %"]
+    return noted, [f"{warning}{enough}, all that the model reads, would still cut {100 * left:.1f} %"]
 
 
 @contextmanager
@@ -203,8 +241,8 @@ def progress(rows: int, *, quiet: bool) -> Iterator[None]:
 
 def encode_rows(
     rows: Dataset, columns: list[str], loaded: Loaded, task: Task, max_length: int
-) -> tuple[Dataset, float]:
-    """Tokenise `columns` of `rows`, cached on disk: the encoded rows, and the share of tokens cut.
+) -> tuple[Dataset, np.ndarray]:
+    """Tokenise `columns` of `rows`, cached on disk: the encoded rows, and how many tokens of each were cut, (rows,).
 
     Raises:
         UserError: `max_length` is beyond what the model takes.

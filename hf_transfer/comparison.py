@@ -175,6 +175,7 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     task = tasks.load(arguments.model.task)
     domains = load_data(data, train.seed, quiet=console.quiet)
     _refuse_leaks(domains)
+    columns = _columns(arguments, how, domains)
     domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
     pool = _drawn(domains, train.seed)
     _check_estimates(how, domains, data, train.seed, pool)
@@ -211,7 +212,7 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     tested = encoded["target_test" if len(domains.target_test) else "source_test"]
     comparison = Comparison(
         arguments, how, console, folder, state, arms, controls, task, domains, np.array(tested["length"][:]),
-        _columns(arguments, how, domains), simple, rows, setup, began,
+        columns, simple, rows, setup, began,
     )  # fmt: skip
     comparison.save()
     return comparison

@@ -104,14 +104,19 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
         return replace(table, rows=rows)
 
     sources: dict[str, pd.DataFrame] = {}
+    drawn: list[tuple[str, str]] = []  # domain, and how many of how many of its rows were read
     for spec in args.source:
         if table := read(spec, domain_column=args.domain_column):
             if args.domain_column:
                 for name, rows in table.rows.groupby("domain"):
                     earlier = [sources[name]] if name in sources else []
                     sources[name] = pd.concat([*earlier, rows.drop(columns="domain")], ignore_index=True)
+                where = f" in {table.name}" if len(args.source) > 1 else ""  # each may hold some of a domain
+                drawn += [(name, words + where) for name, words in table.drawn.items()]
             else:
-                sources[table.name if table.name not in sources else spec] = table.rows
+                name = table.name if table.name not in sources else spec
+                sources[name] = table.rows
+                drawn += [(name, words) for words in table.drawn.values()]
     sources_read = bool(sources) and not problems
     target, target_name = None, ""
     if args.target and args.domain_column and args.target in sources:
@@ -125,7 +130,10 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
         )
     elif args.target and (table := read(args.target)):
         target, target_name = table.rows, table.name if table.name not in sources else f"{table.name} (target)"
+        drawn += [(target_name, words) for words in table.drawn.values()]
     unlabeled = read(args.target_unlabeled, labelled=False, label_column=None) if args.target_unlabeled else None
+    if unlabeled is not None:
+        notes.extend(f"{name}: {words}" for name, words in unlabeled.drawn.items())
     unread = bool(problems)
     label_names = _align(sources, target, target_name, problems) if sources_read and sources else []
     if unread:
@@ -196,6 +204,8 @@ def load_data(args: DataArguments, seed: int, *, quiet: bool = True) -> Domains:
         notes.append(f"LEAK: {leaks.sum()} rows are also target test rows; left out of training")
     if others := int((strays & ~leaks).sum()):
         notes.append(f"left out {others} rows whose text is also in another split")
+    test_rows = labelled.loc[labelled["split"] == "test", "domain"].value_counts()
+    notes.extend(f"{name}: {words}; {test_rows.get(name, 0):,} test rows are left" for name, words in drawn)
     if conflicts:
         notes.append(f"{conflicts} source texts occur with different labels")
     absent = sorted(set(label_names) - set(target["label"])) if len(target) else []

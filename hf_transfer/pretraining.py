@@ -109,7 +109,7 @@ def read_pool(args: PoolArguments, seed: int, *, quiet: bool = True) -> Pool:
     notes: list[str] = []
     for spec in args.target_unlabeled:
         table = read_table(spec, text_column=args.text_column, max_rows=args.max_rows, labelled=False, quiet=quiet)
-        notes += [f"{table.name}: {note}" for note in table.notes]
+        notes += [f"{table.name}: {note}" for note in [*table.notes, *table.drawn.values()]]
         parts.append(table.rows.assign(at=table.rows["row"] + sum(map(len, texts)), domain=table.name))
         texts.append(table.texts)
     rows = pd.concat(parts, ignore_index=True)

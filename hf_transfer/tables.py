@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-import random
 import re
 import zlib
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_transfer.errors import DataError, UserError, hub_refusal, listed, nearest
-from hf_transfer.texts import text_facts
+from hf_transfer.texts import random_ranks, text_facts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,12 +46,15 @@ class Table:
             was before it was rewritten, where it was), `now` (the key of what it is), and where there are any `label`
             (text), `split`, `domain`; rows without text or label are left out.
         notes: what was guessed or dropped, one line each.
+        drawn: domain (the table's name where it has no column of them) -> how many of how many rows were read, in
+            words; only where `max_rows` left some out.
     """
 
     name: str
     texts: Dataset
     rows: pd.DataFrame
     notes: list[str]
+    drawn: dict[str, str]
 
 
 def read_table(
@@ -67,14 +69,13 @@ def read_table(
 ) -> Table:
     """Read `spec` into a Table; without `quiet`, a bar shows what takes long.
 
+    Of each domain at most `max_rows` are read, a random sample in which every label and split keeps its share; it is
+    the same rows whatever their order.
+
     Raises:
         UserError: it can't be read, lacks columns, or over 5 % of its texts or labels are missing; all found.
     """
-    whole = dataset = _load(spec, labelled=labelled)
-    kept = np.arange(len(whole))
-    if max_rows is not None and len(whole) > max_rows:
-        kept = np.array(sorted(random.Random(0).sample(range(len(whole)), max_rows)))
-        dataset = whole.select(kept)
+    dataset = _load(spec, labelled=labelled)
     if len(dataset) == 0:
         raise UserError(f"{spec} holds no rows; give a table with at least a few dozen.")
     problems: list[str] = []
@@ -91,26 +92,31 @@ def read_table(
     if label and label == text:
         problems.append(f"{spec}: text and label are the same column '{text}'; set --text_column and --label_column.")
         label = None
-    texts = attempt(_texts, whole, text) if text else None
-    columns = {
+    texts = attempt(_texts, dataset, text) if text else None
+    found = {
         "label": attempt(_label_names, dataset, label) if label else None,
         "domain": attempt(_domains, dataset, domain_column) if domain_column else None,
         "split": attempt(_splits, dataset) if "split" in dataset.column_names else None,
     }
     if texts is None:
         raise DataError(problems)
-    rows = text_facts(texts if whole is dataset else texts.select(kept), quiet=quiet)
+    columns = {name: values for name, values in found.items() if values is not None}
+    name = _domain_name(spec)
+    kept, drawn = _draw(texts, columns, name, max_rows, quiet=quiet)
+    if drawn:
+        dataset = dataset.select(kept)
+    rows = text_facts(texts.select(kept) if drawn else texts, quiet=quiet)
     rows["now"] = rows["key"]
     if REWRITTEN_FROM in dataset.column_names:
         before = text_facts(_texts(spec, dataset, REWRITTEN_FROM), quiet=quiet)
         rows["key"] = before["key"].where(before["words"] > 0, rows["now"])
     rows.insert(0, "row", kept)
-    rows = rows.assign(**{name: values for name, values in columns.items() if values is not None})
+    rows = rows.assign(**{column: values.take(kept).array for column, values in columns.items()})
     notes = [f"text from column '{text}'" + (f", label from '{label}'" if label else "")]
     rows, dropped = _drop_missing(spec, rows, problems)
     if problems:
         raise DataError(problems)
-    return Table(_domain_name(spec), texts, rows, notes + dropped)
+    return Table(name, texts, rows, notes + dropped, drawn)
 
 
 def open_table(spec: str, text_column: str | None = None) -> tuple[Dataset, str]:
@@ -382,6 +388,62 @@ def _splits(spec: str, dataset: Dataset) -> pd.Series:
         raise UserError(f"{spec}: column 'split' holds {listed(sorted(unknown), 3)}; use train, validation and "
                         "test, or rename the column.")  # fmt: skip
     return _named([same[str(v).lower()] for v in values], codes)
+
+
+def _draw(
+    texts: Dataset, columns: dict[str, pd.Series], name: str, most: int | None, *, quiet: bool
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Return the positions of the rows to read, and what to say of each domain that has more than `most`."""
+    import pandas as pd
+
+    places, drawn = np.arange(len(texts)), dict[str, str]()
+    if most is None or len(texts) <= most:
+        return places, drawn
+    # codes in the order of the names; -1 where there is no label
+    codes = {role: pd.factorize(columns[role], sort=True) if role in columns else (np.zeros_like(places), [name])
+             for role in ("domain", "label", "split")}  # fmt: skip
+    groups = pd.DataFrame({role: numbers for role, (numbers, _) in codes.items()}).groupby([*codes])
+    quotas = groups.size()
+    sizes = quotas.groupby(level="domain").sum()
+    for domain, size in sizes[sizes > most].items():
+        drawn[str(codes["domain"][1][domain])] = f"--max_rows {most} reads {most:,} of its {size:,} rows"
+        table = quotas[domain].unstack("split", fill_value=0)
+        quota = pd.DataFrame(_quotas(table.to_numpy(), table.index < 0, most), table.index, table.columns)
+        quotas[domain] = quota.stack()[quotas[domain].index]
+    if not drawn:
+        return places, drawn
+    cells = groups.ngroup().to_numpy()
+    return places[random_ranks(texts, cells, quiet=quiet) < quotas.to_numpy()[cells]], drawn
+
+
+def _quotas(counts: np.ndarray, unlabelled: np.ndarray, most: int) -> np.ndarray:
+    """Return how many rows are drawn of each label and split, `most` in all, by largest remainders.
+
+    Every label is drawn at least once where `most` allows. Rows without a label are rounded down: one of few rows would
+    be over the share that may be missing.
+
+    Args:
+        counts: (labels, splits) rows that there are.
+        unlabelled: (labels,) whether its rows have none.
+        most: fewer than there are.
+    """
+    of_label, total = counts.sum(axis=1), counts.sum()
+    quotas = of_label * most // total
+    remainders = np.where(unlabelled, -1, of_label * most % total)
+    quotas[np.argsort(-remainders, kind="stable")[: most - quotas.sum()]] += 1
+    if (~unlabelled).sum() <= quotas[~unlabelled].sum():
+        for label in np.flatnonzero(~unlabelled & (quotas == 0)):
+            over = np.where(unlabelled | (quotas < 2), -np.inf, quotas - of_label * most / total)
+            quotas[[label, over.argmax()]] += 1, -1
+    out, owed = np.zeros_like(counts), np.zeros(counts.shape[1])
+    for label in np.flatnonzero(quotas):  # what rounding gives a split too little, later labels make up for
+        out[label] = counts[label] * quotas[label] // of_label[label]
+        owed += counts[label] * most / total - out[label]
+        first = np.argsort(np.where(out[label] < counts[label], -owed, np.inf), kind="stable")
+        rounded_up = first[: quotas[label] - out[label].sum()]
+        out[label, rounded_up] += 1
+        owed[rounded_up] -= 1
+    return out
 
 
 def _drop_missing(spec: str, rows: pd.DataFrame, problems: list[str]) -> tuple[pd.DataFrame, list[str]]:

@@ -45,6 +45,33 @@ def text_facts(texts: Dataset, *, quiet: bool = True) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def random_ranks(texts: Dataset, cells: np.ndarray, *, quiet: bool = True) -> np.ndarray:
+    """Return the place of each row among those of its cell in a random order, the same whatever the order of the rows.
+
+    A pass over the texts that takes a hundredth of the time of `text_facts`, and keeps a number of each.
+
+    Args:
+        texts: column `text`.
+        cells: (rows,) number of the cell of each row.
+        quiet: no progress bar; else there is one where it takes over two seconds.
+    """
+    import pandas as pd
+    from tqdm import tqdm
+
+    hashes = np.empty(len(texts), dtype=np.uint64)
+    i = 0
+    with tqdm(total=len(texts), desc="draw", unit="row", delay=2, leave=False, disable=quiet) as bar:
+        for batch in texts.with_format("arrow").iter(BATCH):
+            values = batch["text"].fill_null("").to_numpy(zero_copy_only=False)
+            hashes[i : i + len(values)] = pd.util.hash_array(values, categorize=False)
+            i += len(values)
+            bar.update(len(values))
+    rows = pd.DataFrame({"cell": cells, "hash": hashes})
+    rows["copy"] = rows.groupby(["cell", "hash"]).cumcount()  # else all copies of a text would be drawn, or none
+    order = np.lexsort((pd.util.hash_pandas_object(rows[["hash", "copy"]], index=False), cells))
+    return rows.loc[order, "cell"].groupby(rows["cell"]).cumcount().sort_index().to_numpy()
+
+
 def _hash(text: str) -> int:
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

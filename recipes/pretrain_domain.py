@@ -13,15 +13,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 from accelerate.utils import set_seed
 
 from hf_transfer import objectives
 from hf_transfer.arguments import PretrainedArguments, parse
-from hf_transfer.begin import check_folder, encode_rows, open_folder, progress
+from hf_transfer.begin import check_folder, cut_at, encode_rows, open_folder, progress
 from hf_transfer.console import Console
 from hf_transfer.errors import UserError, reporting_errors
 from hf_transfer.methods import Setup
-from hf_transfer.models import load_pretrained, public_name
+from hf_transfer.models import load_pretrained, longest_input, public_name
 from hf_transfer.pretraining import (
     ObjectiveArguments,
     PoolArguments,
@@ -62,13 +63,17 @@ def main(argv: list[str] | None = None) -> Path:
             train.main_process_first(desc="tokenise"),
             progress(count, quiet=console.quiet),
         ):
-            rows, cut = encode_rows(pool.train, ["text"], loaded, task, data.max_length)
+            rows, lost = encode_rows(pool.train, ["text"], loaded, task, data.max_length)
+            lengths = {"train": np.array(rows["length"][:]) + lost}
             held_out = pool.held_out
             if len(held_out):
-                held_out, _ = encode_rows(held_out, ["text"], loaded, task, data.max_length)
+                held_out, lost = encode_rows(held_out, ["text"], loaded, task, data.max_length)
+                lengths["held_out"] = np.array(held_out["length"][:]) + lost
                 held_out = hidden_once(held_out, objective.hide(loaded.tokenizer), train.seed)
-        console.say("\n".join([f"{len(rows)} texts to learn from and {len(held_out)} held out, {cut:.1%} of tokens cut",
-                               *(f"note: {note}" for note in pool.notes)]))  # fmt: skip
+        cut, notes = cut_at(data.max_length, lengths, longest_input(loaded))
+        pool.facts["tokens_cut"] = cut
+        console.say("\n".join([f"{len(rows)} texts to learn from and {len(held_out)} held out, {cut['train']:.1%} of "
+                               "tokens cut", *(f"note: {note}" for note in [*pool.notes, *notes])]))  # fmt: skip
         lacks = "lacks weights for this objective: they are learnt first, alone"
         console.say(
             f"model: {public_name(loaded.name)}; objective: {how.objective}; {arguments.training_line()}\n"

@@ -237,6 +237,7 @@ def test_again_trains_nothing_and_says_the_same(done, folder):
         ({"tune": "-1"}, "--tune is -1"),
         ({"slice_columns": "shops"}, "has no column 'shops'; it has text, label, shop"),
         ({"slice_columns": "text"}, "'text' has 120 different values"),
+        ({"slice_columns": "shops", "model": "/no/model"}, "has no column 'shops'"),  # before anything is trained
         ({"method": "lora"}, "unknown flag --method"),
         ({"target_only": "true", "target_shots": "4"}, "--target_only: that is one of the controls"),
         ({"backtest": "x.csv"}, "--backtest is about estimates without target labels"),
@@ -247,6 +248,15 @@ def test_again_trains_nothing_and_says_the_same(done, folder):
 def test_refused(change, words, done, folder, tmp_path):
     with pytest.raises(UserError, match=words):
         compare(flags(folder, **{"output_dir": str(tmp_path / "new"), **change}))
+    assert not list(tmp_path.iterdir()) or change == {"budget": "1s"}
+
+
+def test_a_slice_that_is_not_there_leaves_a_comparison_as_it_is(done, folder):
+    where, _, _ = done
+    before = {file: file.stat().st_mtime_ns for file in where.rglob("*")}
+    with pytest.raises(UserError, match="has no column 'shops'"):
+        compare(flags(folder, slice_columns="shops"))
+    assert {file: file.stat().st_mtime_ns for file in where.rglob("*")} == before
 
 
 def test_a_budget_that_no_plan_fits(folder, tmp_path, monkeypatch):

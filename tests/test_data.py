@@ -488,6 +488,47 @@ def test_max_rows(tables_in):
     domains = tables_in.load(make_rows("hotel", 300), make_rows("film", 100), max_rows=80)
     assert domains.facts["domains"] == {"source": 80, "target": 80}
     assert len(domains.target_test) == 80
+    assert "source: --max_rows 80 reads 80 of its 300 rows; 16 test rows are left" in domains.notes
+    assert "target: --max_rows 80 reads 80 of its 100 rows; 80 test rows are left" in domains.notes
+    domains = tables_in.load(make_rows("hotel", 90), make_rows("film", 1200), max_rows=1000)
+    assert [note for note in domains.notes if "max_rows" in note] == [
+        "target: --max_rows 1000 reads 1,000 of its 1,200 rows; 1,000 test rows are left"
+    ]
+
+
+def test_max_rows_of_each_value_of_a_domain_column(tables_in):
+    """A small domain of a large table keeps its rows, and so does its test split."""
+    rows = [
+        row | {"split": "test" if i % 5 < 2 else "train"}
+        for shop, count in (("hotels", 600), ("films", 400), ("mugs", 50))
+        for i, row in enumerate(make_rows(shop, count, shop=shop))
+    ]
+    random.Random(1).shuffle(rows)
+    file = tables_in.write("all", rows)
+    for target, tested in (("mugs", 20), ("films", 40)):
+        domains = load_data(DataArguments(source=[file], domain_column="shop", target=target, max_rows=100), 1)
+        assert len(domains.target_test) == tested
+        assert Counter(frame(domains, "target_test")["name"]) == {"neg": tested // 2, "pos": tested // 2}
+        assert [note for note in domains.notes if "max_rows" in note] == [
+            f"{shop}: --max_rows 100 reads 100 of its {count} rows; 40 test rows are left"
+            for shop, count in (("films", 400), ("hotels", 600))
+        ]
+    random.Random(2).shuffle(rows)
+    tables_in.write("all", rows)
+    again = load_data(DataArguments(source=[file], domain_column="shop", target=target, max_rows=100), 1)
+    assert again.facts["fingerprint"] == domains.facts["fingerprint"]
+
+
+def test_max_rows_of_a_domain_in_two_tables_and_of_unlabelled_texts(tables_in):
+    files = [tables_in.write(name, make_rows(f"{name} hotel", 60, shop="hotels") + make_rows(f"{name} film", 60,
+             shop="films")) for name in ("one", "two")]  # fmt: skip
+    raw = tables_in.write("raw", [{"text": row["text"]} for row in make_rows("raw", 300)])
+    domains = load_data(DataArguments(source=files, domain_column="shop", target="films", target_unlabeled=raw,
+                                      max_rows=50), 1)  # fmt: skip
+    assert domains.facts["domains"] == {"hotels": 100, "films": 100}
+    assert "films: --max_rows 50 reads 50 of its 60 rows in two; 100 test rows are left" in domains.notes
+    assert "raw: --max_rows 50 reads 50 of its 300 rows" in domains.notes
+    assert len(domains.unlabeled) == 50
 
 
 def test_without_a_target_the_source_is_tested(tables_in):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import shutil
 
 import datasets
@@ -302,7 +303,111 @@ def test_max_rows_keeps_positions_in_the_file(tmp_path):
     assert table.rows.equals(again.rows)
     assert all(text == f"text {row}" for text, row in zip(texts_of(table), table.rows["row"], strict=True))
     assert table.rows["row"].max() > 100  # a sample, not the head
-    assert len(read_table(file, max_rows=500).rows) == 200
+    assert table.drawn == {"t": "--max_rows 50 reads 50 of its 200 rows"}
+    for enough in (200, 500):
+        table = read_table(file, max_rows=enough)
+        assert (list(table.rows["row"]), table.drawn) == (list(range(200)), {})
+
+
+def shops():
+    """Three domains of 720, 360 and 20 rows; the large ones have 70, 20 and 10 % of the labels, and test a quarter."""
+    rows = [{"text": f"{shop} {i}", "label": "aaaaaaabbc"[i % 10], "split": "test" if i // 10 % 4 == 0 else "train",
+             "shop": shop}
+            for shop, count in (("books", 720), ("mugs", 360), ("hats", 20)) for i in range(count)]  # fmt: skip
+    random.Random(3).shuffle(rows)
+    return rows
+
+
+def test_max_rows_of_each_domain_in_the_shares_of_its_labels_and_splits(tmp_path):
+    file = str(write(tmp_path / "t.csv", shops()))
+    table = read_table(file, domain_column="shop", max_rows=40)
+    counts = table.rows.groupby(["domain", "split", "label"]).size()
+    for shop in ("books", "mugs"):
+        assert counts[shop].to_dict() == {("test", "a"): 7, ("test", "b"): 2, ("test", "c"): 1,
+                                          ("train", "a"): 21, ("train", "b"): 6, ("train", "c"): 3}  # fmt: skip
+    assert counts["hats"].sum() == 20
+    assert table.drawn == {"books": "--max_rows 40 reads 40 of its 720 rows",
+                           "mugs": "--max_rows 40 reads 40 of its 360 rows"}  # fmt: skip
+
+
+def test_max_rows_draws_the_same_rows_in_any_order(tmp_path):
+    rows = shops()
+    for row in rows[::7]:
+        row["text"] = "the same again"  # copies
+    drawn = []
+    for number in range(3):
+        table = read_table(str(write(tmp_path / f"{number}.jsonl", rows)), domain_column="shop", max_rows=30)
+        drawn.append(
+            sorted(zip(texts_of(table), *(table.rows[name] for name in ("domain", "label", "split")), strict=True))
+        )
+        random.Random(number).shuffle(rows)
+    assert drawn[0] == drawn[1] == drawn[2]
+    copies = sum(text == "the same again" for text, *_ in drawn[0])
+    assert 2 < copies < 30  # 1 in 7 of 80: neither all of them nor none
+
+
+def test_max_rows_of_one_domain_are_those_of_its_own_table(tmp_path):
+    rows = shops()
+    together = read_table(str(write(tmp_path / "t.csv", rows)), domain_column="shop", max_rows=40)
+    alone = read_table(str(write(tmp_path / "mugs.csv", [r for r in rows if r["shop"] == "mugs"])), max_rows=40)
+    assert set(texts_of(alone)) == {text for text in texts_of(together) if text.startswith("mugs")}
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (2, {"a": 1, "b": 1}),  # fewer than labels: the commonest
+        (4, {"a": 1, "b": 1, "c": 1, "d": 1}),
+        (6, {"a": 3, "b": 1, "c": 1, "d": 1}),
+        (50, {"a": 30, "b": 17, "c": 2, "d": 1}),
+        (99, {"a": 59, "b": 35, "c": 4, "d": 1}),
+    ],
+)
+def test_max_rows_and_rare_labels(tmp_path, most, expected):
+    rows = [{"text": f"{i}", "label": label} for i, label in enumerate("a" * 60 + "b" * 35 + "c" * 4 + "d")]
+    table = read_table(str(write(tmp_path / "t.csv", rows)), max_rows=most)
+    assert table.rows["label"].value_counts().to_dict() == expected
+
+
+def test_max_rows_keeps_the_splits_of_many_rare_labels(tmp_path):
+    """Forty labels of ten rows each, of which each must round: together they keep the splits' shares all the same."""
+    rows = [{"text": f"{i}", "label": f"l{i // 10}", "split": ("train",) * 7 + ("test",) * 2 + ("dev",)}
+            for i in range(400)]  # fmt: skip
+    rows = [row | {"split": row["split"][i % 10]} for i, row in enumerate(rows)]
+    table = read_table(str(write(tmp_path / "t.csv", rows)), max_rows=100)
+    assert set(table.rows["label"].value_counts()) <= {2, 3}
+    assert table.rows["split"].value_counts().to_dict() == {"train": 70, "test": 20, "validation": 10}
+
+
+def test_max_rows_and_missing_labels(tmp_path):
+    """What is missing keeps its share too, rounded down: one of few rows would be more than may be missing."""
+    rows = [{"text": f"{i}", "label": None if i % 25 == 0 else "ab"[i % 2]} for i in range(500)]
+    file = str(write(tmp_path / "t.jsonl", rows))
+    table = read_table(file, max_rows=100)
+    assert table.rows["label"].value_counts().to_dict() == {"a": 48, "b": 48}
+    assert "dropped 4 of 100 rows with no label" in table.notes
+    table = read_table(file, max_rows=12)
+    assert table.rows["label"].value_counts().to_dict() == {"a": 6, "b": 6}
+    for row in rows[:60]:
+        row["label"] = None
+    with pytest.raises(UserError, match="15 of 100 rows have no label"):
+        read_table(str(write(tmp_path / "u.jsonl", rows)), max_rows=100)
+
+
+def test_max_rows_of_an_unlabelled_table(tmp_path):
+    rows = [{"text": f"text {i}", "label": "rare" if i < 5 else "common"} for i in range(400)]
+    table = read_table(str(write(tmp_path / "t.csv", rows)), labelled=False, max_rows=100)
+    assert len(table.rows) == 100
+    assert "label" not in table.rows
+    assert 150 < table.rows["row"].mean() < 250
+
+
+def test_max_rows_and_empty_texts(tmp_path):
+    """Empty texts are drawn like others, for nobody knows before they are read."""
+    rows = [{"text": "" if i % 30 == 0 else f"text {i}", "label": "ab"[i % 2]} for i in range(600)]
+    table = read_table(str(write(tmp_path / "t.jsonl", rows)), max_rows=300)
+    assert 280 < len(table.rows) < 300
+    assert f"dropped {300 - len(table.rows)} of 300 rows with an empty text" in table.notes
 
 
 @pytest.mark.parametrize(

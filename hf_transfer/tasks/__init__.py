@@ -16,7 +16,8 @@ class Task:
     Attributes:
         pipeline_tag: the Hub's name of the task; `pipeline(pipeline_tag, run_folder)` serves the result.
         auto_model: transformers' Auto class with the head.
-        encode: (tokenizer, dataset, max_length) -> dataset of model inputs with `length`, and the share of tokens cut.
+        encode: (tokenizer, dataset, max_length) -> dataset of model inputs with `length`, and how many tokens of
+            each text were cut.
         collator: tokenizer -> data collator.
         loss: (class weights or None, label smoothing) -> loss function for the Trainer.
         compute_metrics: (logits, labels, label names) -> scores.

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def encode(tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | None = None) -> tuple[Dataset, float]:
+def encode(
+    tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | None = None
+) -> tuple[Dataset, np.ndarray]:
     """Tokenise `text`, keeping `label` as `labels` and adding `length`.
 
     Args:
@@ -27,7 +29,7 @@ def encode(tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | 
         cache_file: an Arrow file that is read if it is there and written if not; without one it is kept in memory.
 
     Returns:
-        The encoded dataset, and the share of all tokens that were cut.
+        The encoded dataset, and how many tokens of each text were cut, (rows,).
     """
 
     def batch(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -53,9 +55,7 @@ def encode(tokenizer: Any, dataset: Dataset, max_length: int, cache_file: str | 
         keep_in_memory=cache_file is None,  # by default a file would be written beside the user's data
         desc="tokenise",
     )
-    lost = np.array(encoded["lost"][:])
-    share = lost.sum() / max(1, lost.sum() + sum(encoded["length"][:]))
-    return encoded.remove_columns("lost"), float(share)
+    return encoded.remove_columns("lost"), np.array(encoded["lost"][:], dtype=int)
 
 
 def loss(class_weights: list[float] | None, label_smoothing: float = 0.0) -> Any:
