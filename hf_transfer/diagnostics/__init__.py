@@ -5,6 +5,7 @@ A diagnostic module has a docstring (its line in `hf-transfer list`) and `measur
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ from hf_transfer.plugins import load_plugin, plugin_names
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Rows beside a domain of very many from which "no" is said; of two samples n m / (n + m) count. With so many, labels or
+# lengths of which a third lies otherwise are found four times in five (chi-squared, Kolmogorov-Smirnov; p < 0.01).
+FEWEST = 30
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,39 @@ class Finding:
     Attributes:
         summary: one line for the table.
         advice: one sentence; empty where there is nothing to do.
-        apart: whether the domains differ in this, beyond what two samples of one domain would.
+        apart: whether the domains differ in this, beyond what two samples of one domain would; None where that was not
+            measured, can't be told, or is not the question.
         numbers: everything measured, ready for JSON.
+        untold: what would be needed to tell; empty where it was told or not measured at all.
+        first: sentences that stand before everything else that was found; mostly empty.
+        same_meaning: whether the advice harms where the labels mean something else in the target.
     """
 
     summary: str
     advice: str
-    apart: bool
+    apart: bool | None
     numbers: dict[str, Any] = field(default_factory=dict)
+    untold: str = ""
+    first: str = ""
+    same_meaning: bool = False
+
+    @property
+    def answer(self) -> str:
+        """The word for the table."""
+        if self.apart is None:
+            return "can't tell" if self.untold else "-"
+        return "yes" if self.apart else "no"
+
+
+def told(source_rows: int, target_rows: int, *, apart: bool) -> tuple[bool | None, str]:
+    """Return `apart` and what would be needed to tell: a difference that so few rows may well hide is not denied."""
+    fewer, more = sorted((source_rows, target_rows))
+    if apart or fewer * more >= FEWEST * (fewer + more):
+        return apart, ""
+    if more < 2 * FEWEST:
+        return None, f"{2 * FEWEST} rows of each domain ({source_rows} of the source, {target_rows} of the target)"
+    side = "source" if source_rows < target_rows else "target"
+    return None, f"{math.ceil(FEWEST * more / (more - FEWEST))} rows of the {side} (it has {fewer})"
 
 
 def labels_unlike(source: Side, target: Side) -> str:

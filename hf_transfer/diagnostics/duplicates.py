@@ -26,6 +26,6 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
         summary=f"{shared} target rows are source rows too; repeats: {within['source']} in the source, "
         f"{within['target']} in the target",
         advice=advice,
-        apart=False,
+        apart=None,
         numbers={"shared": shared, "repeats": within, "conflicting_labels": conflicts},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_transfer.diagnostics import Finding, Side
+from hf_transfer.diagnostics import Finding, Side, told
 
 LARGE = 0.15  # Kolmogorov-Smirnov distance from which lengths count as different, if it is significant too
 
@@ -16,7 +16,7 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     lengths = [side.facts["words"].to_numpy() for side in (source, target)]
     test = ks_2samp(*lengths)
     quantiles = [[int(q) for q in np.quantile(one, [0.1, 0.5, 0.9])] for one in lengths]
-    apart = bool(test.pvalue < 0.01 and test.statistic > LARGE)
+    apart, untold = told(*map(len, lengths), apart=bool(test.pvalue < 0.01 and test.statistic > LARGE))
     longer = quantiles[1][1] > quantiles[0][1]
     advice = ""
     if apart:
@@ -33,4 +33,5 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
             "p": float(test.pvalue),
             "words_10_50_90": {"source": quantiles[0], "target": quantiles[1]},
         },
+        untold=untold,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_transfer.diagnostics import Finding, Side
+from hf_transfer.diagnostics import Finding, Side, told
 
 PERMUTATIONS = 999
 ROWS = 500  # a domain: the kernel matrix has (2 ROWS)^2 entries
@@ -25,17 +25,17 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     spread = values.std(axis=1, keepdims=True)
     sizes = np.divide(values - values.mean(axis=1, keepdims=True), spread, out=np.zeros_like(values), where=spread > 0)
     best, p = int(sizes[:, 0].argmax()), share_as_large(sizes.max(axis=0))
+    apart, untold = told(*map(len, picks), apart=p < 0.01)
     return Finding(
         summary=f"MMD^2 {values[best, 0]:.4f} on layer {best}, p {p:.3g} ({len(values)} layers tested as one)",
-        advice="The model sees the domains apart: what to do depends on what that goes with (parts)."
-        if p < 0.01
-        else "",
-        apart=p < 0.01,
+        advice="",  # what to do depends on what it goes with: `parts`
+        apart=apart,
         numbers={
             "p": round(p, 6),
             "by_layer": [round(float(layer[0]), 6) for layer in values],
             "p_by_layer": [round(share_as_large(layer), 6) for layer in values],
         },
+        untold=untold,
     )
 
 

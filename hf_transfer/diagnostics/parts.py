@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_transfer.diagnostics import Finding, Side, labels, length
+from hf_transfer.diagnostics import Finding, Side, labels, length, told
 from hf_transfer.diagnostics.mmd import ROWS, kernel, permuted, share_as_large
 
 BINS = 5  # of length
@@ -22,7 +22,8 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
 
     Rows of both domains are put into cells (label; label and length). The source's are weighed so that every cell has
     the target's share; cells that one side lacks are left out of both. Where weighing makes it larger, that part is 0.
-    Labels and lengths that differ by no more than chance have no part: that of two samples would be chance, too.
+    Labels and lengths that differ by no more than chance have no part: that of two samples would be chance, too. Where
+    it can't be told whether they differ, their part is one with the rest.
     """
     layer = source.states.shape[1] * 2 // 3
     rng = np.random.default_rng(seed)
@@ -30,26 +31,30 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     a, b = (side.states[pick, layer] for side, pick in zip((source, target), picks, strict=True))
     values = permuted(a, b, seed)
     if share_as_large(values) >= 0.01:
-        return Finding(f"nothing to divide: no difference beyond chance on layer {layer}", "", apart=False)
+        apart, untold = told(len(a), len(b), apart=False)
+        return Finding(f"nothing to divide: no difference beyond chance on layer {layer}", "", apart, untold=untold)
     similar, whole = kernel(a, b), float(values[0])
     cells: list[list[str]] = [[""] * len(pick) for pick in picks]
     left = {}  # before each step
+    last = "words and style"
     rest = whole
-    for name, apart, kinds in (
-        ("label mix", labels.measure(source, target, seed).apart, _labels),
-        ("length", length.measure(source, target, seed).apart, _lengths),
+    for name, found, kinds in (
+        ("label mix", labels.measure(source, target, seed), _labels),
+        ("length", length.measure(source, target, seed), _lengths),
     ):
-        if not apart:
+        if found.untold:
+            last = _or(name, last)
+        if not found.apart:
             continue
         finer = [[f"{cell} {kind}" for cell, kind in zip(*both, strict=True)]
                  for both in zip(cells, kinds(source, target, picks), strict=True)]  # fmt: skip
         if np.isnan(after := _left(similar, *finer)):
-            name, after = f"{name}, or words and style", 0.0
+            name, after = _or(name, last), 0.0
         left[name], rest, cells = rest, after, finer
         if after == 0.0:
             break
     else:
-        left["words and style"] = rest
+        left[last] = rest
     steps = np.minimum.accumulate(np.clip([*left.values(), 0.0], 0.0, whole))
     parts = dict(zip(left, ((steps[:-1] - steps[1:]) / whole).tolist(), strict=True))
     largest = max(parts, key=lambda name: parts[name])
@@ -62,7 +67,13 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
         advice=advice,
         apart=True,
         numbers={"layer": layer, "mmd": whole, "parts": {name: round(share, 4) for name, share in parts.items()}},
+        same_meaning=largest != "length",
     )
+
+
+def _or(name: str, others: str) -> str:
+    """Return the name of a part that can't be told from others."""
+    return f"{name}, {'' if ', or ' in others else 'or '}{others}"
 
 
 def _labels(source: Side, target: Side, picks: list[np.ndarray]) -> list[list[str]]:

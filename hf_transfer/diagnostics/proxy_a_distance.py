@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_transfer.diagnostics import Finding, Side
+from hf_transfer.diagnostics import Finding, Side, told
 
 FOLDS = 5
+LARGE = 0.3  # above its null from which a distance counts, if it is beyond chance too
 
 
 def measure(source: Side, target: Side, seed: int) -> Finding:
@@ -24,7 +25,11 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
         between.append(distance(a, b, seed))
         null.append(max(distance(one[: rows // 2], one[rows // 2 :], seed) for one in (a, b)))
     best = int(np.argmax(between))
-    apart = bool(between[best] > null[best] + 0.3)
+    # 4 standard errors of an accuracy of one half on all rows, at p 0.01
+    chance = 2.33 * 4 * 0.5 / (2 * rows) ** 0.5
+    apart, untold = told(
+        len(source.states), len(target.states), apart=bool(between[best] > null[best] + max(LARGE, chance))
+    )
     return Finding(
         summary=f"{between[best]:.2f} of at most 2 on layer {best} (within a domain {null[best]:.2f})",
         advice="A classifier tells the domains apart: aligning features (CORAL, MMD) has something to align. That does "
@@ -33,6 +38,8 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
         else "",
         apart=apart,
         numbers={"by_layer": [round(x, 4) for x in between], "within_domain_by_layer": [round(x, 4) for x in null]},
+        untold=untold,
+        same_meaning=True,
     )
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 
 import numpy as np
 
-from hf_transfer.diagnostics import Finding, Side
+from hf_transfer.diagnostics import Finding, Side, told
 
 PRIOR = 0.01  # pseudo-count a word
 SHOWN = 10
 RARE, CANDIDATES = 0.25, 200  # the source's rate of the target's own words against the target's; words looked at
-FEWEST = 30  # rows with matched labels, below which labels are left as they are
+MATCHED = 30  # rows with matched labels, below which labels are left as they are
+DRAWS = 99  # of texts; more differ than by chance where the null is above the distance in none of them: p 0.01
 
 
 def measure(source: Side, target: Side, seed: int) -> Finding:
-    """Compare word frequencies; the null is the same between two halves of the source, of as many words each.
+    """Compare word frequencies; the null is the same between two parts of the source, of as many texts and words.
 
     Where both domains have labels, target rows are drawn with the source's shares of them, so that words differ here by
     more than the mix of labels.
@@ -26,20 +26,25 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi and Quinn 2008, doi:10.1093/pan/mpn018).
     """
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(source.texts))
-    other = _like(source, target, rng)
-    half = len(order) // 2
-    rows = [[words(side.texts[int(i)]) for i in part]
-            for side, part in ((source, order[:half]), (source, order[half : 2 * half]), (target, other))]  # fmt: skip
-    size = min(sum(map(len, part)) for part in rows)  # fewer words would lie further apart by chance
-    *halves, theirs = (_drawn(part, size, rng) for part in rows)
-    null, between = _distance(*halves), _distance(halves[0], theirs)
-    unseen_null, unseen = _unseen(*halves), _unseen(halves[0], theirs)
+    ids: dict[str, int] = {}
+    ours, theirs = ([np.array([ids.setdefault(word, len(ids)) for word in words(text)], dtype=int)
+                     for text in side.texts] for side in (source, target))  # fmt: skip
+    half = len(ours) // 2
+    drawn = []
+    for _ in range(DRAWS):
+        order, other = rng.permutation(len(ours)), _like(source, target, rng)
+        parts = [[texts[i] for i in rows] for texts, rows in
+                 ((ours, order[:half]), (ours, order[half : half + len(other)]), (theirs, other))]  # fmt: skip
+        size = min(sum(map(len, part)) for part in parts)  # fewer words would lie further apart by chance
+        known, again, new = (_drawn(part, size, len(ids), rng) for part in parts)
+        drawn.append((_distance(known, again), _distance(known, new), _unseen(known, again), _unseen(known, new)))
+    nulls = np.array(drawn)[:, 0]
+    null, between, unseen_null, unseen = (float(mean) for mean in np.mean(drawn, axis=0))
     everything = [_count(side, np.arange(len(side.texts))) for side in (source, target)]
     z = log_odds(*everything)
     ranked = sorted(z, key=lambda word: z[word])
     pieces = [float(side.pieces.sum() / max(1, sum(map(len, map(words, side.texts))))) for side in (source, target)]
-    apart = between > 1.2 * null + 0.005
+    apart, untold = told(len(ours), len(theirs), apart=between > max(1.2 * null + 0.005, float(nulls.max())))
     few, many = ranked[:SHOWN], ranked[::-1][:SHOWN]
     advice = ""
     if apart:
@@ -65,19 +70,24 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
             "more_in_target": {word: round(z[word], 2) for word in many},
             "more_in_source": {word: round(-z[word], 2) for word in few},
         },
+        untold=untold,
+        same_meaning=True,
     )
 
 
 def _like(source: Side, target: Side, rng: np.random.Generator) -> np.ndarray:
-    """Return as many target rows as can be drawn with the source's label shares, in random order; at most half."""
-    order, half = rng.permutation(len(target.texts)), len(target.texts) // 2
+    """Return target rows in random order: half of them, no more than half of the source's.
+
+    They have the source's shares of labels, or are fewer so that they have; but not where hardly any would be left.
+    """
+    order, half = rng.permutation(len(target.texts)), min(len(target.texts), len(source.texts)) // 2
     if source.labels is None or target.labels is None:
         return order[:half]
     names, counts = np.unique(source.labels, return_counts=True)
     shares = counts / counts.sum()
     there = [order[target.labels[order] == name] for name in names]
     size = min(half, *(int(len(rows) / share) for rows, share in zip(there, shares, strict=True)))
-    if size < FEWEST:
+    if size < MATCHED:
         return order[:half]
     return rng.permutation(np.concatenate([rows[: round(size * s)] for rows, s in zip(there, shares, strict=True)]))
 
@@ -91,22 +101,19 @@ def _count(side: Side, rows: np.ndarray) -> Counter[str]:
     return Counter(word for i in rows for word in words(side.texts[int(i)]))
 
 
-def _drawn(texts: list[list[str]], size: int, rng: np.random.Generator) -> Counter[str]:
+def _drawn(texts: list[np.ndarray], size: int, vocabulary: int, rng: np.random.Generator) -> np.ndarray:
     """Count `size` words drawn from all texts: whole ones would be few where they are long, and repeat themselves."""
-    everything = list(itertools.chain.from_iterable(texts))
-    return Counter(everything[i] for i in rng.permutation(len(everything))[:size])
+    return np.bincount(rng.choice(np.concatenate(texts), size, replace=False), minlength=vocabulary)
 
 
-def _distance(a: Counter[str], b: Counter[str]) -> float:
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
     from scipy.spatial.distance import jensenshannon
 
-    vocabulary = sorted({*a, *b})
-    counts = [np.array([one[word] for word in vocabulary], dtype=float) for one in (a, b)]
-    return float(jensenshannon(*counts, base=2) ** 2) if all(one.sum() for one in counts) else 0.0
+    return float(jensenshannon(a, b, base=2) ** 2) if a.any() and b.any() else 0.0
 
 
-def _unseen(known: Counter[str], other: Counter[str]) -> float:
-    return sum(count for word, count in other.items() if word not in known) / max(1, other.total())
+def _unseen(known: np.ndarray, other: np.ndarray) -> float:
+    return float(other[known == 0].sum() / max(1, other.sum()))
 
 
 def log_odds(source: Counter[str], target: Counter[str]) -> dict[str, float]:
