@@ -6,6 +6,8 @@
 Nothing is trained: predictions are simulated. Whether a row is labelled correctly is drawn once for all candidates, for
 one candidate with all of its seeds, or for every seed, so often that two candidates agree on 90 % of the rows (both
 right or both wrong). Seeds also move a candidate's true accuracy. The last of several controls has no seeds, as TF-IDF.
+
+The second table is about macro-F1 where one of two labels has 90 % of the rows, and one control gives it to every row.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.optimize
 import scipy.stats
 from tqdm import tqdm
 
+from hf_transfer.statistics import metric
+from hf_transfer.statistics.references import references
 from hf_transfer.verdict import Candidate, judge
 
 HERE = Path(__file__).resolve().parent
@@ -63,13 +68,41 @@ SETTINGS = (
 )
 
 
+MIX = np.array([0.9, 0.1])  # of labels
+NAMES = ["common", "rare"]
+ALWAYS = np.array([[1.0, 0.0], [1.0, 0.0]])  # shares of answers, by true label, of a control that has collapsed
+
+
+@dataclass(frozen=True)
+class Skewed:
+    """A kind of comparison by macro-F1 in which all arms and all but one control are equal.
+
+    Attributes:
+        seeds, rows: how many.
+        found: share of the rare label's rows that they find; None for as many as makes them equal to the collapsed
+            control, too.
+        arms, controls: how many; the last control has collapsed.
+    """
+
+    seeds: int
+    rows: int
+    found: float | None
+    arms: int = 3
+    controls: int = 3
+
+
+SKEWED = (Skewed(1, 200, 0.7), Skewed(1, 500, 0.7), Skewed(1, 2000, 0.7), Skewed(1, 200, 0.3), Skewed(1, 500, 0.3),
+          Skewed(3, 500, 0.7), Skewed(1, 200, None), Skewed(1, 500, None), Skewed(1, 2000, None))  # fmt: skip
+
+
 def main() -> None:
     """Simulate and write the dated table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comparisons", type=int, default=200, help="a row of the table")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    write([measure(setting, arguments) for setting in SETTINGS], arguments)
+    skewed = [measure_skewed(setting, arguments) for setting in SKEWED]
+    write([measure(setting, arguments) for setting in SETTINGS], skewed, arguments)
 
 
 def measure(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -79,16 +112,16 @@ def measure(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in tqdm(range(arguments.comparisons), desc=str(setting)):
         candidates, labels = simulate(setting, 0.0, rng)
         verdict = judge(candidates, labels)
-        alarms.append(any(one.accuracy.word != "no difference shown" for one in verdict.comparisons))
+        alarms.append(any(one.effect.word != "no difference shown" for one in verdict.comparisons))
         adapted.append(verdict.adapt)
-        held += [one.accuracy.low <= 0 <= one.accuracy.high for one in verdict.comparisons]
+        held += [one.effect.low <= 0 <= one.effect.high for one in verdict.comparisons]
         arm, control = candidates[0], candidates[setting.arms]
         low, high = bootstrap(arm.predictions == labels, control.predictions == labels, rng)
         held_by_bootstrap.append(low <= 0 <= high)
         verdict = judge(*simulate(setting, GAIN, rng))
         gained = [one for one in verdict.comparisons if one.arm == "arm 0"]
-        held += [one.accuracy.low <= GAIN <= one.accuracy.high for one in gained]
-        found += [one.accuracy.word == "helps" for one in gained]
+        held += [one.effect.low <= GAIN <= one.effect.high for one in gained]
+        found += [one.effect.word == "helps" for one in gained]
         agreement += [1 - one.disagreement for one in gained]
     return {"setting": setting, "alarms": alarms, "adapted": adapted, "held": held, "bootstrap": held_by_bootstrap,
             "found": found, "agreement": agreement}  # fmt: skip
@@ -120,6 +153,66 @@ def simulate(setting: Setting, gain: float, rng: np.random.Generator) -> tuple[l
             for i, name in enumerate(names)], labels  # fmt: skip
 
 
+def measure_skewed(setting: Skewed, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Judge simulated comparisons by macro-F1: what was said that is not true, and which intervals hold the truth."""
+    rng = np.random.default_rng(arguments.seed)
+    by = metric.load("macro_f1", NAMES)
+    own = answering(setting.found)
+    gain = true_macro_f1(own) - true_macro_f1(ALWAYS)  # over the collapsed control
+    alarms, adapted, held, held_collapsed = [], [], [], []
+    for _ in tqdm(range(arguments.comparisons), desc=str(setting)):
+        candidates, labels = simulate_skewed(setting, own, rng)
+        verdict = judge(candidates, labels, metric=by, references=references(labels, NAMES, by))
+        wrong = False
+        for one in verdict.comparisons:
+            truth = gain if one.control == candidates[-1].name else 0.0
+            said = {"helps": 1, "hurts": -1}.get(one.effect.word, 0)
+            wrong |= said != 0 and said != np.sign(round(truth, 9))
+            where = held_collapsed if one.control == candidates[-1].name else held
+            where.append(one.effect.low <= truth <= one.effect.high)
+        alarms.append(wrong)
+        adapted.append(verdict.adapt)
+    return {"setting": setting, "gain": gain, "alarms": alarms, "adapted": adapted, "held": held,
+            "held_collapsed": held_collapsed}  # fmt: skip
+
+
+def simulate_skewed(setting: Skewed, own: np.ndarray, rng: np.random.Generator) -> tuple[list[Candidate], np.ndarray]:
+    """Return equal arms and controls, the last control collapsed, and the labels."""
+    labels = rng.choice(2, setting.rows, p=MIX)
+    alike = rng.random(setting.rows)  # what all of them find hard
+    candidates = []
+    for i in range(setting.arms + setting.controls - 1):
+        shape = (setting.seeds, setting.rows)
+        draws = np.where(rng.random(shape) < AGREEMENT, alike, rng.random(shape))
+        answers = (draws > own[labels, 0]).astype(int)
+        control = i >= setting.arms
+        name = f"control {i - setting.arms}" if control else f"arm {i}"
+        candidates.append(Candidate(name, answers, float(i), 1.0, control=control))
+    always = np.zeros((setting.seeds, setting.rows), dtype=int)
+    return [*candidates, Candidate("collapsed", always, 99.0, 1.0, control=True)], labels
+
+
+def answering(found: float | None) -> np.ndarray:
+    """Return the shares of answers, (true label, answer), of a model that finds so many of the rare label's rows."""
+    if found is not None:
+        return np.array([[0.97, 0.03], [1 - found, found]])
+    # a guess, drawn for so many rows that it is worth as much as the common label for all
+    share = scipy.optimize.brentq(lambda q: true_macro_f1(guessing(q)) - true_macro_f1(ALWAYS), 0.15, 0.9)
+    return guessing(share)
+
+
+def guessing(share: float) -> np.ndarray:
+    """Return the shares of answers of one that gives the rare label to so many rows, whatever they are."""
+    return np.array([[1 - share, share]] * 2)
+
+
+def true_macro_f1(answers: np.ndarray) -> float:
+    """Return macro-F1 on ever more rows."""
+    joint = MIX[:, None] * answers
+    total = joint.sum(axis=0) + MIX
+    return float(np.mean(2 * np.diag(joint) / total))
+
+
 def bootstrap(right: np.ndarray, right_other: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
     """Return the 95 % percentiles when seeds are resampled, and rows (for all seeds alike)."""
     difference = right.astype(int) - right_other.astype(int)
@@ -137,7 +230,7 @@ def share(outcomes: list[bool]) -> str:
     return f"{100 * test.statistic:.1f} [{100 * ends.low:.1f}, {100 * ends.high:.1f}]"
 
 
-def write(results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+def write(results: list[dict[str, Any]], skewed: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Write the dated table."""
     today = datetime.date.today().isoformat()
     lines = [
@@ -166,6 +259,27 @@ def write(results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
                  f"{100 * np.mean(result['agreement']):.0f}", share(result["alarms"]), share(result["adapted"]),
                  f"{100 * np.mean(result['held']):.1f}", f"{100 * np.mean(result['found']):.1f}",
                  share(result["bootstrap"])]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += [
+        "",
+        "## Macro-F1, 90 % of the rows with one label",
+        "",
+        f"{arguments.comparisons:,} simulated comparisons a row: 3 equal arms, 2 controls equal to them and one that "
+        "gives every row the common label. False alarms: comparisons in which any word says what is not true. "
+        "Coverage: of the uncorrected 95 % intervals, of all pairs, and of those with the collapsed control. An arm "
+        "is recommended only if it also beats both references of the test rows' own labels.",
+        "",
+        "| seeds | rows | of the rare label found | gain over the collapsed control | false alarms | an arm "
+        "recommended | coverage | coverage, collapsed control |",
+        "|---" * 8 + "|",
+    ]
+    for result in skewed:
+        own: Skewed = result["setting"]
+        held = [f"{100 * np.mean(some):.1f}" for some in (result["held"] + result["held_collapsed"],
+                                                          result["held_collapsed"])]  # fmt: skip
+        cells = [own.seeds, f"{own.rows:,}", "as a guess" if own.found is None else f"{100 * own.found:.0f} %",
+                 f"{100 * result['gain']:.1f}", share(result["alarms"]), share(result["adapted"]),
+                 *held]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     text = "\n".join(lines) + "\n"
     (HERE / f"false-alarms-{today}.md").write_text(text, encoding="utf-8")

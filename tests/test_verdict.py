@@ -19,6 +19,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from hf_transfer.calibration import calibration, temperature
 from hf_transfer.statistics import metric
 from hf_transfer.statistics.effects import HELP, Difference, effects
+from hf_transfer.statistics.references import references
 from hf_transfer.verdict import GAP, MEMORY, Candidate, forgetting, gaps, judge
 
 
@@ -340,6 +341,87 @@ def test_verdicts_are_ready_for_json():
     assert again["comparisons"][1]["effect"]["word"] == "helps"
 
 
+# what a constant knows, and metrics that disagree
+
+
+def three_labels(rows=400, seed=0):
+    """The target has one label in 65 % of its rows, the source in none more than another: labels of the former."""
+    return np.random.default_rng(seed).choice(3, rows, p=(0.1, 0.25, 0.65))
+
+
+def answering(labels, recalls, seed=1):
+    """Predictions that find such shares of each label's rows, and give the others any other label."""
+    rng = np.random.default_rng(seed)
+    right = rng.random(len(labels)) < np.array(recalls)[labels]
+    return np.where(right, labels, (labels + rng.integers(1, len(recalls), len(labels))) % len(recalls))[None]
+
+
+def judged(labels, name, *candidates, settled=False):
+    by = metric.load(name, ["a", "b", "c"])
+    return judge(list(candidates), labels, metric=by, references=references(labels, ["a", "b", "c"], by),
+                 settled=settled)  # fmt: skip
+
+
+def test_what_is_below_a_constant_of_the_target_never_helps():
+    """It beats a control that gives every row the source's commonest label by 40 points."""
+    labels = three_labels()
+    arm = Candidate("frozen", answering(labels, (0.6, 0.6, 0.5)), 2, 1)
+    control = Candidate("majority", np.zeros((1, 400), dtype=int), 1, 1, control=True)
+    found = judged(labels, "accuracy", arm, control, settled=True)
+    assert found.comparisons[0].effect.word == "helps"
+    assert found.comparisons[0].effect.value > 0.3
+    (most, mix) = [one for one in found.references if one.arm == "frozen"]
+    assert (most.control, mix.control) == ("commonest", "mix")
+    assert most.effect.high < 0
+    assert most.effect.value == pytest.approx((arm.predictions[0] == labels).mean() - (labels == 2).mean())
+    assert found.helping == []
+    assert not found.adapt
+    assert found.recommended is None, "the control is below it, too"
+    by_f1 = judged(labels, "macro_f1", arm, control, settled=True)
+    assert by_f1.helping == ["frozen"]
+    assert by_f1.recommended == "frozen"
+
+
+def test_what_is_not_shown_above_a_constant_does_not_help_either():
+    labels = three_labels(100)
+    arm = Candidate("frozen", answering(labels, (0.6, 0.7, 0.8)), 2, 1)
+    control = Candidate("majority", np.zeros((1, 100), dtype=int), 1, 1, control=True)
+    found = judged(labels, "accuracy", arm, control)
+    (most,) = [one for one in found.references if (one.arm, one.control) == ("frozen", "commonest")]
+    assert most.effect.low <= 0 < most.effect.value
+    assert found.helping == []
+    good = Candidate("tfidf", answering(labels, (0.9, 0.9, 0.97)), 1, 1, control=True)
+    assert judged(labels, "accuracy", arm, control, good).recommended == "tfidf", "a control that is above it"
+
+
+def test_where_metrics_disagree_nothing_is_recommended_unless_one_was_asked_for():
+    """A control gives every row the common label: better by accuracy, worse by macro-F1."""
+    labels = np.random.default_rng(0).choice(3, 800, p=(0.85, 0.14, 0.01))
+    arm = Candidate("frozen", answering(labels, (0.75, 0.95, 0.9)), 2, 1)
+    control = Candidate("random+full", np.zeros((1, 800), dtype=int), 1, 1, control=True)
+    found = judged(labels, "macro_f1", arm, control)
+    assert {one.control for one in found.conflicts} == {"random+full", "commonest"}
+    assert all(one.accuracy["high"] < 0 < one.macro_f1["low"] for one in found.conflicts)
+    assert found.helping == ["frozen"]
+    assert found.recommended is None
+    again = judged(labels, "macro_f1", arm, control, settled=True)
+    assert again.recommended == "frozen"
+    assert len(again.conflicts) == len(found.conflicts)
+    assert judged(labels, "accuracy", arm, control, settled=True).recommended is None
+
+
+def test_the_metric_in_force_decides():
+    labels = np.random.default_rng(2).choice(3, 600, p=(0.4, 0.4, 0.2))
+    one = Candidate("one", answering(labels, (0.98, 0.97, 0.5)), 2, 1)
+    other = Candidate("other", answering(labels, (0.8, 0.8, 0.8), seed=3), 1, 1, control=True)
+    values = {name: judged(labels, name, one, other).comparisons[0].effect.value
+              for name in (*metric.NAMES, "f1:c")}  # fmt: skip
+    assert values["accuracy"] > values["macro_f1"] > 0 > values["f1:c"]
+    for name, value in values.items():
+        by = metric.load(name, ["a", "b", "c"])
+        assert value == pytest.approx(by.score(one.predictions[0], labels) - by.score(other.predictions[0], labels))
+
+
 # the promise
 
 
@@ -379,6 +461,28 @@ def test_a_gain_of_three_points_is_found(benchmark):
     assert len(words) == 120
     assert words.count("helps") >= 96
     assert np.mean([one.effect.value for one in found if one.arm == "arm 0"]) == pytest.approx(0.03, abs=0.004)
+
+
+@pytest.mark.parametrize("found", [0.7, None])
+def test_skewed_labels_and_a_collapsed_control_raise_no_false_alarm(benchmark, found):
+    """120 comparisons by macro-F1, 90 % of the rows with one label."""
+    rng = np.random.default_rng(5)
+    setting = benchmark.Skewed(1, 500, found)
+    own = benchmark.answering(found)
+    gain = benchmark.true_macro_f1(own) - benchmark.true_macro_f1(benchmark.ALWAYS)
+    assert gain == pytest.approx(0.366 if found else 0.0, abs=1e-3)
+    by, alarms, held = metric.load("macro_f1", benchmark.NAMES), 0, []
+    for _ in range(120):
+        candidates, labels = benchmark.simulate_skewed(setting, own, rng)
+        verdict = judge(candidates, labels, metric=by, references=references(labels, benchmark.NAMES, by))
+        truths = [gain if one.control == "collapsed" else 0.0 for one in verdict.comparisons]
+        alarms += any(one.effect.corrected_low > truth + 1e-9 or one.effect.corrected_high < truth - 1e-9
+                      for one, truth in zip(verdict.comparisons, truths, strict=True))  # fmt: skip
+        held += [one.effect.low <= truth <= one.effect.high
+                 for one, truth in zip(verdict.comparisons, truths, strict=True)]  # fmt: skip
+        assert verdict.recommended is None or not verdict.recommended.startswith("arm")
+    assert alarms <= 6 + 4 * math.sqrt(120 * 0.05 * 0.95)
+    assert 0.92 <= np.mean(held) <= 0.98
 
 
 # forgetting, slices, calibration

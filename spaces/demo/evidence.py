@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-SCALE = "Scores in %, with 95 % bootstrap intervals over the test texts; gains are in points, paired."
+SCALE = ("Scores in %, with 95 % bootstrap intervals over the test texts; gains are in points of the metric that "
+         "the run reports, paired. The first rows know the labels of the test texts.")  # fmt: skip
 
 
 def test_set(run: dict[str, Any]) -> str:
@@ -30,12 +31,8 @@ def about(run: dict[str, Any]) -> str:
 
 
 def verdict(run: dict[str, Any]) -> str:
-    """Say in one sentence whether the model beat TF-IDF on the test texts."""
-    gain = run["metrics"]["differences"][test_set(run)]["tfidf"]
-    words = "helps" if gain["low"] > 0 else "hurts" if gain["high"] < 0 else "shows no difference"
-    return (f"{plain(run['method'])} {words} against "
-            f"{plain(run['metrics']['controls']['tfidf']['name'])}: {_gain(gain)} points on "
-            f"{run['metrics'][test_set(run)]['n']:,} test texts.")  # fmt: skip
+    """Return what the run's report says of its test texts."""
+    return plain(run["verdict"])
 
 
 def scores(models: list[tuple[str, dict[str, Any]]]) -> str:
@@ -46,12 +43,15 @@ def scores(models: list[tuple[str, dict[str, Any]]]) -> str:
     lines = []
     for group in groups.values():
         _, run = group[0]
+        for known in run["metrics"]["references"][test_set(run)].values():
+            values = [f"{100 * known[name]:.1f}" for name in ("accuracy", "macro_f1")]
+            lines.append([plain(known["name"]), _tested(run), *values, "", ""])
         for control in run["metrics"]["controls"].values():
-            lines.append([plain(control["name"]), *_scores(control, run), ""])
+            lines.append([plain(control["name"]) + _flag(control, run), *_scores(control, run), ""])
         for name, run in group:
             title = name if name == run["method"] else f"{name} ({run['method']})"
             gain = _gain(run["metrics"]["differences"][test_set(run)]["tfidf"])
-            lines.append([f"**{plain(title)}**", *_scores(run["metrics"], run), gain])
+            lines.append([f"**{plain(title)}**" + _flag(run["metrics"], run), *_scores(run["metrics"], run), gain])
     header = ["", "tested on", "accuracy", "macro-F1", "on source", "over TF-IDF"]
     return table(header, lines)
 
@@ -59,11 +59,19 @@ def scores(models: list[tuple[str, dict[str, Any]]]) -> str:
 def _scores(sets: dict[str, Any], run: dict[str, Any]) -> list[str]:
     tested, source = sets[test_set(run)], sets.get("source_test")
     return [
-        f"{plain(run['data']['target'] or 'source')}, {tested['n']:,} texts",
+        _tested(run),
         interval(tested, "accuracy"),
         interval(tested, "macro_f1"),
         f"{100 * source['accuracy']:.1f}" if source else "",
     ]
+
+
+def _tested(run: dict[str, Any]) -> str:
+    return f"{plain(run['data']['target'] or 'source')}, {run['metrics'][test_set(run)]['n']:,} texts"
+
+
+def _flag(sets: dict[str, Any], run: dict[str, Any]) -> str:
+    return " (collapsed)" if sets[test_set(run)].get("collapsed") else ""
 
 
 def per_class(run: dict[str, Any]) -> str:
