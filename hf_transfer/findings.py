@@ -92,7 +92,6 @@ def find(job: Comparison) -> dict[str, Any]:
         "slices": {"of": best_run.name, "parts": [asdict(part) for part in _slices(best_run, job, which, labels)]},
         "estimates": estimates,
         "next": what_next(job, best_run.runs[0]),
-        "screening": job.state.get("screening", {}),
         "left_out": job.state["failed"],
         "time": _time(job),
         "notes": job.domains.notes,
@@ -196,6 +195,7 @@ def _described(
         "megabytes": one.megabytes,
         "milliseconds_a_text": None,
         "calibration": None,
+        "happened": list(dict.fromkeys(words for run in one.runs for words in run.happened)),
         "stopped": [run.choices[STOPPED] for run in one.runs if STOPPED in run.choices],
         "folders": [str(run.folder) for run in one.runs],
         "commands": [run.command for run in one.runs],
@@ -262,14 +262,18 @@ def _slices(one: Tested, job: Comparison, which: str, labels: np.ndarray) -> lis
 
 
 def _time(job: Comparison) -> dict[str, Any]:
-    """Return what was planned and what it took."""
-    expected, real = job.state.get("expected", {}), job.state["seconds"]
-    both = {name: {"expected": seconds, "seconds": real[name]} for name, seconds in expected.items() if name in real}
+    """Return what was planned, at first and again with the time left over, and what it took."""
+    real = job.state["seconds"]
+    both = {name: {"expected": one["expected"], "seconds": real[name]}
+            for name, one in job.state["started"].items() if one["expected"] and name in real}  # fmt: skip
     ratios = [one["seconds"] / one["expected"] for one in both.values()]
+    shares = [one["share"] for name, one in job.state["started"].items() if (job.folder / "runs" / name).is_dir()]
     return {
         "budget": job.budget,
         "spent": round(job.spent, 1),
         "plan": job.state["plan"],
+        "share": min(shares, default=1.0),
+        "again": job.state["again"],
         "runs": both,
         "median_ratio": float(np.median(ratios)) if ratios else None,
     }

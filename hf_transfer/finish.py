@@ -13,6 +13,7 @@ import numpy as np
 from hf_transfer.arguments import as_dict, is_hub_flag
 from hf_transfer.controls import Control
 from hf_transfer.evaluation import intervals, paired_difference, slices
+from hf_transfer.happened import what_happened
 from hf_transfer.inference import predict_logits
 from hf_transfer.leaks import KEYS
 from hf_transfer.methods import Prepared, Setup
@@ -190,6 +191,7 @@ def _write(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         history=history,
         adaptation=adaptation,
+        happened=[words for words, _ in what_happened(choices)],
     )
     if main:
         from hf_transfer.report import plot_run, run_report, test_set

@@ -83,7 +83,7 @@ def sentences(facts: dict[str, Any]) -> list[str]:
         out.append(f"Fewer seeds than the others: {', '.join(few)}; another seed may move them as far as it moves the "
                    "others.")  # fmt: skip
     out += [f"{one['name']} was stopped {why}." for one in facts["candidates"] for why in one["stopped"]]
-    if (share := facts["time"]["plan"]["share"]) < 1:
+    if (share := facts["time"]["share"]) < 1:
         out.append(f"The budget left room for {share:.0%} of the epochs that a method has by itself: what learns "
                    "by epochs may be better than it looks here; a larger --budget tells.")  # fmt: skip
     if facts["seeds"] == 1:
@@ -196,6 +196,16 @@ def _plan(facts: dict[str, Any]) -> list[list[str]]:
     return cells
 
 
+def _again(found: list[dict[str, Any]]) -> list[str]:
+    """Return what the time left over was planned for, a line for each kind of it."""
+    out = []
+    for why in dict.fromkeys(one["why"] for one in found):
+        runs = [one["run"] + (f" ({one['share']:.0%} of the epochs)" if one["share"] < 1 else "")
+                for one in found if one["why"] == why]  # fmt: skip
+        out.append(f"Planned with the time left over, {why}: {', '.join(runs)}.")
+    return out
+
+
 def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the parts of the page: title, table, and lines below it."""
     slices, time = facts["slices"], facts["time"]
@@ -204,7 +214,9 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
         {"title": "Arms and controls", "table": _candidates(facts),
          "lines": ["* is recommended. 95 % intervals. Seconds are those of one training, + what it shares with others "
                    "(teachers, continued pretraining).",
-                   *(f"{one['name']}: {one['words']}" for one in facts["candidates"] if one["words"])]},
+                   *(f"{one['name']}: {one['words']}" for one in facts["candidates"] if one["words"]),
+                   *(f"{one['name']}: {'; '.join(one['happened'])}." for one in facts["candidates"]
+                     if one["happened"])]},
         {"title": "Does it help?", "table": _comparisons(facts),
          "lines": ["Paired on the same rows; intervals and p are Holm-corrected over all these comparisons. helps: the "
                    "interval is above 0; hurts: below 0; no difference shown: it contains 0. The last column is the "
@@ -231,14 +243,11 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
     if len(table := _calibration(facts)) > 1:
         out.append({"title": "Is its confidence right?", "table": table,
                     "lines": ["The temperature is fitted on held-out source rows."]})  # fmt: skip
-    if facts["screening"]:
-        out.append({"title": "Screening", "table": [["arm", "accuracy on held-out source rows %", "went on"],
-                    *([name, f"{100 * one['accuracy']:.1f}", "yes" if one["kept"] else "no"]
-                      for name, one in facts["screening"].items())], "lines": []})  # fmt: skip
     ratio = time["median_ratio"]
     out.append({"title": "Time", "table": _plan(facts), "lines": [
-        f"{duration(time['spent'])} of {duration(time['budget'])}."
-        + (f" A run took {ratio:.2f} times the expected seconds (median)." if ratio else "")]})  # fmt: skip
+        f"{duration(time['spent'])} of {duration(time['budget'])}, with what reading and the verdict took."
+        + (f" A run took {ratio:.2f} times the expected seconds (median)." if ratio else ""),
+        *_again(time["again"])]})  # fmt: skip
     if facts["left_out"]:
         out.append({"title": "Left out", "table": [["run", "why"], *map(list, facts["left_out"].items())], "lines": []})
     return out

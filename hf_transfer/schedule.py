@@ -1,0 +1,234 @@
+"""What to train next in the time that is left: a pure function of what is there, expected seconds and the clock.
+
+The first run of every arm and control comes first. Time that is left over goes to arms that were left out, then to more
+epochs for all that were cut short, then to further seeds. No score has a part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SHARES = (1.0, 0.75, 0.5, 0.25)  # of a method's epochs
+MARGIN = 1.15  # of what is expected: a run that is cut short by the clock was for nothing
+FIRST, LEFT_OUT, LONGER, SEED = "first run", "left out at first", "more epochs", "further seed"
+
+# name of an arm or a pretraining, share of its epochs -> expected seconds; 0 for a pretraining that is there
+Seconds = Callable[[str, float], float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An arm or a control.
+
+    Attributes:
+        name: of the arm.
+        asked: whether the user named it.
+        by_epochs: whether it can be trained for a share of its epochs.
+        after: names of arms that it learns from, which come before it if they have time at all.
+        pretraining: name of the pretraining that it begins with and may share with others; empty for none.
+    """
+
+    name: str
+    asked: bool
+    by_epochs: bool
+    after: tuple[str, ...] = ()
+    pretraining: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The first runs.
+
+    Attributes:
+        share: part of a method's epochs that they are trained for.
+        arms: names in the order of training.
+        left_out: names of the dearest, for which there is no time even at the least share.
+        seconds: expected total.
+    """
+
+    share: float
+    arms: list[str]
+    left_out: list[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run to make.
+
+    Attributes:
+        name: of the arm.
+        seed: number of the run, from 0.
+        share: part of the method's epochs.
+        limit: seconds after which it would take the time of others.
+        why: FIRST, LEFT_OUT, LONGER or SEED.
+    """
+
+    name: str
+    seed: int
+    share: float
+    limit: float
+    why: str
+
+
+@dataclass(frozen=True)
+class _Priced:
+    entry: Entry
+    seed: int
+    share: float
+    seconds: float  # with a pretraining that no cheaper one has paid for
+
+
+def make_plan(entries: list[Entry], seconds: Seconds, left: float, *, asked_done: bool = False) -> Plan:
+    """Return the largest share of epochs at which the first runs of all `entries` fit into `left` seconds.
+
+    If none does, the dearest are left out.
+
+    Args:
+        entries: not trained yet.
+        seconds: expected of a run.
+        left: seconds for all of them.
+        asked_done: whether an arm that the user asked for is trained already.
+    """
+    for share in SHARES:
+        queue = _priced([(entry, 0, share) for entry in entries], seconds, asked_first=not asked_done)
+        fitting = _fitting(queue, left)
+        if len(fitting) == len(queue):
+            break
+    taken, order = [*fitting], []
+    while taken:
+        order.append(_first(taken))
+        taken.remove(order[-1])
+    names = [one.entry.name for one in order]
+    out = [one.entry.name for one in queue if one.entry.name not in names]
+    return Plan(share, names, out, sum(one.seconds for one in fitting))
+
+
+def next_training(
+    entries: list[Entry],
+    plan: Plan,
+    seeds: int,
+    done: dict[tuple[str, int], float],
+    failed: set[tuple[str, int]],
+    seconds: Seconds,
+    left: float,
+) -> Training | None:
+    """Return the next run that is worth training and fits into `left` seconds, or None.
+
+    Args:
+        entries: arms and controls.
+        plan: of their first runs.
+        seeds: runs of each, at most.
+        done: (arm, seed from 0) -> share of the epochs that it was trained for.
+        failed: (arm, seed) whose training failed or was stopped, and is not tried again.
+        seconds: expected of a run.
+        left: seconds for training.
+    """
+    hungry = not any(entry.asked and (entry.name, 0) in done for entry in entries)
+    missing = [entry for entry in entries if (entry.name, 0) not in done and (entry.name, 0) not in failed]
+
+    def firsts(some: list[Entry], share: float) -> list[_Priced]:
+        return _priced([(entry, 0, share) for entry in some], seconds, asked_first=hungry)
+
+    queue = firsts([entry for entry in missing if entry.name in plan.arms], plan.share)
+    if found := _next(queue, left, FIRST):
+        return found
+    for all_of_them in (True, False):
+        for share in SHARES:
+            queue = firsts(missing, share)
+            if (len(_fitting(queue, left)) == len(queue) or not all_of_them) and (
+                found := _next(queue, left, LEFT_OUT)
+            ):
+                return found
+    by_name = {entry.name: entry for entry in entries}
+    for share in SHARES[:-1]:
+        shorter = [(by_name[name], seed, share) for (name, seed), had in done.items()
+                   if had < share and by_name[name].by_epochs and (name, seed) not in failed]  # fmt: skip
+        queue = _priced(shorter, seconds)
+        if queue and len(_fitting(queue, left)) == len(queue):
+            return _next(queue, left, LONGER)
+    for seed in range(1, seeds):
+        wanted = [(entry, seed, done[entry.name, 0]) for entry in entries
+                  if (entry.name, 0) in done and (entry.name, seed) not in done
+                  and (entry.name, seed) not in failed]  # fmt: skip
+        if found := _next(_priced(wanted, seconds), left, SEED):
+            return found
+    return None
+
+
+def correction(started: dict[str, dict[str, Any]], took: dict[str, float], arm: str) -> float:
+    """Return by how much to multiply what the calibration expects of `arm`.
+
+    It is the mean of real against expected seconds over the arm's own runs; where it has none, the median over those of
+    all others; 1 before any run.
+
+    Args:
+        started: run -> its `arm`, and the seconds by the `calibration`.
+        took: run -> real seconds; for one that was stopped those until then.
+        arm: name.
+    """
+    ratios = [(one["arm"], took[name] / one["calibration"])
+              for name, one in started.items() if name in took and one["calibration"]]  # fmt: skip
+    if own := [ratio for name, ratio in ratios if name == arm]:
+        return float(np.mean(own))
+    return float(np.median([ratio for _, ratio in ratios])) if ratios else 1.0
+
+
+def _priced(wanted: list[tuple[Entry, int, float]], seconds: Seconds, *, asked_first: bool = False) -> list[_Priced]:
+    """Return the runs with their prices, the cheapest first; a pretraining is paid by the first that needs it.
+
+    Args:
+        wanted: entry, seed and share of epochs.
+        seconds: expected of a run.
+        asked_first: put the cheapest that the user asked for before cheaper controls.
+    """
+
+    def pretraining(entry: Entry) -> float:
+        return seconds(entry.pretraining, 1.0) if entry.pretraining else 0.0
+
+    alone = [(seconds(entry.name, share), entry, seed, share) for entry, seed, share in wanted]
+    alone.sort(key=lambda one: (one[0] + pretraining(one[1]), one[2]))
+    asked = next((one for one in alone if one[1].asked), None)
+    if asked_first and asked:
+        alone.remove(asked)
+        alone.insert(0, asked)
+    out: list[_Priced] = []
+    paid: set[str] = set()
+    for own, entry, seed, share in alone:
+        price = own + (0.0 if entry.pretraining in paid else pretraining(entry))
+        paid.add(entry.pretraining)
+        out.append(_Priced(entry, seed, share if entry.by_epochs else 1.0, price))
+    return out
+
+
+def _fitting(queue: list[_Priced], left: float) -> list[_Priced]:
+    """Return the first of `queue` that fit together: those at its end are the dearest."""
+    total = 0.0
+    for i, one in enumerate(queue):
+        total += MARGIN * one.seconds
+        if total > left:
+            return queue[:i]
+    return queue
+
+
+def _first(fitting: list[_Priced]) -> _Priced:
+    """Return which one to train first: what was asked for and cheap, but nothing before those it learns from."""
+    names = {one.entry.name for one in fitting}
+    teachers = {name for one in fitting if one.entry.asked for name in one.entry.after}
+    ready = [one for one in fitting if not names & set(one.entry.after) - {one.entry.name}]
+    return next((one for one in ready if one.entry.asked or one.entry.name in teachers), ready[0])
+
+
+def _next(queue: list[_Priced], left: float, why: str) -> Training | None:
+    """Return the first of those that fit, and how long it may take without the time of cheaper ones still to come."""
+    fitting = _fitting(queue, left)
+    if not fitting:
+        return None
+    one = _first(fitting)
+    own = fitting.index(one)
+    cheaper = sum(other.seconds for i, other in enumerate(fitting) if (other.seconds, i) < (one.seconds, own))
+    return Training(one.entry.name, one.seed, one.share, left - cheaper, why)
