@@ -7,13 +7,15 @@ epochs for all that were cut short, then to further seeds. No score has a part i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of a method's epochs
-MARGIN = 1.15  # of what is expected: a run that is cut short by the clock was for nothing
+FIRST_SHARES = tuple(percent / 100 for percent in range(100, 20, -5))  # finer ones leave less time over
+GAIN = 0.2  # of the epochs, for less of which nothing is trained once more, unless it gets all of them
+MARGIN = 1.1  # of what is expected: a run that is cut short by the clock was for nothing
 FIRST, LEFT_OUT, LONGER, SEED = "first run", "left out at first", "more epochs", "further seed"
 
 # name of an arm or a pretraining, share of its epochs -> expected seconds; 0 for a pretraining that is there
@@ -80,13 +82,16 @@ class _Priced:
     entry: Entry
     seed: int
     share: float
-    seconds: float  # with a pretraining that no cheaper one has paid for
+    whole: float  # seconds for all epochs, with the pretraining: how dear it is
+    alone: float  # seconds for the share
+    pretraining: float  # seconds, 0 where it is there
+    seconds: float = 0.0  # for the share, with a pretraining that no other one of those that fit pays for
 
 
 def make_plan(entries: list[Entry], seconds: Seconds, left: float, *, asked_done: bool = False) -> Plan:
     """Return the largest share of epochs at which the first runs of all `entries` fit into `left` seconds.
 
-    If none does, the dearest are left out.
+    If none does, the dearest are left out, and it is the largest share for all others.
 
     Args:
         entries: not trained yet.
@@ -94,18 +99,20 @@ def make_plan(entries: list[Entry], seconds: Seconds, left: float, *, asked_done
         left: seconds for all of them.
         asked_done: whether an arm that the user asked for is trained already.
     """
-    for share in SHARES:
-        queue = _priced([(entry, 0, share) for entry in entries], seconds, asked_first=not asked_done)
-        fitting = _fitting(queue, left)
-        if len(fitting) == len(queue):
-            break
-    taken, order = [*fitting], []
+
+    def fitting(some: list[Entry], share: float) -> list[_Priced]:
+        return _fitting(_priced([(entry, 0, share) for entry in some], seconds, asked_first=not asked_done), left)
+
+    least = [one.entry for one in fitting(entries, SHARES[-1])]
+    share = next((share for share in FIRST_SHARES if len(fitting(least, share)) == len(least)), SHARES[-1])
+    first_runs = fitting(least, share)
+    taken, order = [*first_runs], []
     while taken:
         order.append(_first(taken))
         taken.remove(order[-1])
     names = [one.entry.name for one in order]
-    out = [one.entry.name for one in queue if one.entry.name not in names]
-    return Plan(share, names, out, sum(one.seconds for one in fitting))
+    out = [entry.name for entry in entries if entry.name not in names]
+    return Plan(share, names, out, sum(one.seconds for one in first_runs))
 
 
 def next_training(
@@ -147,7 +154,7 @@ def next_training(
     by_name = {entry.name: entry for entry in entries}
     for share in SHARES[:-1]:
         shorter = [(by_name[name], seed, share) for (name, seed), had in done.items()
-                   if had < share and by_name[name].by_epochs and (name, seed) not in failed]  # fmt: skip
+                   if had < share and (share == 1 or had <= share - GAIN) and by_name[name].by_epochs and (name, seed) not in failed]  # fmt: skip
         queue = _priced(shorter, seconds)
         if queue and len(_fitting(queue, left)) == len(queue):
             return _next(queue, left, LONGER)
@@ -179,40 +186,37 @@ def correction(started: dict[str, dict[str, Any]], took: dict[str, float], arm: 
 
 
 def _priced(wanted: list[tuple[Entry, int, float]], seconds: Seconds, *, asked_first: bool = False) -> list[_Priced]:
-    """Return the runs with their prices, the cheapest first; a pretraining is paid by the first that needs it.
+    """Return the runs with their prices, the cheapest first.
 
     Args:
         wanted: entry, seed and share of epochs.
         seconds: expected of a run.
         asked_first: put the cheapest that the user asked for before cheaper controls.
     """
-
-    def pretraining(entry: Entry) -> float:
-        return seconds(entry.pretraining, 1.0) if entry.pretraining else 0.0
-
-    alone = [(seconds(entry.name, share), entry, seed, share) for entry, seed, share in wanted]
-    alone.sort(key=lambda one: (one[0] + pretraining(one[1]), one[2]))
-    asked = next((one for one in alone if one[1].asked), None)
+    out = []
+    for entry, seed, share in wanted:
+        shared = seconds(entry.pretraining, 1.0) if entry.pretraining else 0.0
+        whole, alone = (seconds(entry.name, part) for part in (1.0, share))
+        out.append(_Priced(entry, seed, share if entry.by_epochs else 1.0, whole + shared, alone, shared))
+    out.sort(key=lambda one: one.whole)
+    asked = next((one for one in out if one.entry.asked), None)
     if asked_first and asked:
-        alone.remove(asked)
-        alone.insert(0, asked)
-    out: list[_Priced] = []
-    paid: set[str] = set()
-    for own, entry, seed, share in alone:
-        price = own + (0.0 if entry.pretraining in paid else pretraining(entry))
-        paid.add(entry.pretraining)
-        out.append(_Priced(entry, seed, share if entry.by_epochs else 1.0, price))
+        out.remove(asked)
+        out.insert(0, asked)
     return out
 
 
 def _fitting(queue: list[_Priced], left: float) -> list[_Priced]:
-    """Return the first of `queue` that fit together: those at its end are the dearest."""
-    total = 0.0
-    for i, one in enumerate(queue):
-        total += MARGIN * one.seconds
-        if total > left:
-            return queue[:i]
-    return queue
+    """Return those of `queue` that fit together, as many of the cheapest as possible; the first pays a pretraining."""
+    total, out = 0.0, []
+    paid: set[str] = set()
+    for one in queue:
+        price = one.alone + (0.0 if one.entry.pretraining in paid else one.pretraining)
+        if total + MARGIN * price <= left:
+            total += MARGIN * price
+            paid.add(one.entry.pretraining)
+            out.append(replace(one, seconds=price))
+    return out
 
 
 def _first(fitting: list[_Priced]) -> _Priced:
@@ -230,5 +234,5 @@ def _next(queue: list[_Priced], left: float, why: str) -> Training | None:
         return None
     one = _first(fitting)
     own = fitting.index(one)
-    cheaper = sum(other.seconds for i, other in enumerate(fitting) if (other.seconds, i) < (one.seconds, own))
+    cheaper = sum(other.seconds for i, other in enumerate(fitting) if (other.whole, i) < (one.whole, own))
     return Training(one.entry.name, one.seed, one.share, left - cheaper, why)
