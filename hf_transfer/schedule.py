@@ -154,7 +154,8 @@ def next_training(
     by_name = {entry.name: entry for entry in entries}
     for share in SHARES[:-1]:
         shorter = [(by_name[name], seed, share) for (name, seed), had in done.items()
-                   if had < share and (share == 1 or had <= share - GAIN) and by_name[name].by_epochs and (name, seed) not in failed]  # fmt: skip
+                   if had < share and (had <= share - GAIN or share == 1)
+                   and by_name[name].by_epochs and (name, seed) not in failed]  # fmt: skip
         queue = _priced(shorter, seconds)
         if queue and len(_fitting(queue, left)) == len(queue):
             return _next(queue, left, LONGER)

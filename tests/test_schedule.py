@@ -95,15 +95,15 @@ def test_a_dear_arm_that_takes_far_longer_than_planned_leaves_the_cheap_ones_the
     """As it was: 60 s were planned, 3:30 min went by, and arms of 27 and 36 s were left out."""
     entries = entries_of("frozen lora self_train+frozen coral+full", "full")
     seconds = {"frozen": 27, "lora": 36, "self_train+frozen": 36, "coral+full": 60, "full": 40}
-    log, done, left = simulate(entries, seconds, 250, real=lambda name: 3.5 if name == "coral+full" else 1.0)
+    _, done, left = simulate(entries, seconds, 250, real=lambda name: 3.5 if name == "coral+full" else 1.0)
     assert {"frozen", "lora", "self_train+frozen", "full"} <= {name for name, _ in done}
     assert left >= 0
 
 
 def test_a_dear_one_asked_for_does_not_eat_the_time_of_a_cheap_control():
     entries = entries_of("coral+full frozen", "full")
-    log, done, _ = simulate(entries, {"frozen": 10, "coral+full": 60, "full": 40}, 140,
-                            real=lambda name: 9.0 if name == "coral+full" else 1.0)  # fmt: skip
+    log, _, _ = simulate(entries, {"frozen": 10, "coral+full": 60, "full": 40}, 140,
+                         real=lambda name: 9.0 if name == "coral+full" else 1.0)  # fmt: skip
     assert [(one.name, finished) for one, _, finished in log[:3]] == [("frozen", True), ("coral+full", False),
                                                                      ("full", True)]  # fmt: skip
     assert log[1][0].limit == 140 - 10 - 40
@@ -209,7 +209,7 @@ def test_further_seeds_one_by_one_with_the_epochs_of_the_first():
     entries = entries_of("frozen lora full")
     seconds = {"frozen": 10, "lora": 100, "full": 110}
     done = {("frozen", 0): 1.0, ("lora", 0): 1.0, ("full", 0): 1.0}
-    log, found, left = simulate(entries, seconds, 400, seeds=3, plan=Plan(1.0, list(seconds), [], 220), done=done)
+    log, _, left = simulate(entries, seconds, 400, seeds=3, plan=Plan(1.0, list(seconds), [], 220), done=done)
     order = [(one.name, one.seed) for one, _, _ in log]
     assert order == [("frozen", 1), ("lora", 1), ("full", 1), ("frozen", 2), ("lora", 2)]
     assert left == 70, "not enough for the last one"
@@ -221,7 +221,7 @@ def test_what_was_left_out_is_trained_when_the_rest_went_faster_or_there_is_more
     faster, done, _ = simulate(entries, seconds, 300, real=lambda _: 0.3)
     assert names(faster, LEFT_OUT) == ["coral+full"]
     assert done["coral+full", 0] == 0.25
-    log, done, left = simulate(entries, seconds, 300)
+    _, done, left = simulate(entries, seconds, 300)
     assert ("coral+full", 0) not in done
     plan = Plan(SHARES[-1], ["frozen", "lora"], ["coral+full"], 110)
     more, done, _ = simulate(entries, seconds, left + 2400, plan=plan, done=done)
