@@ -1,12 +1,7 @@
-"""What fits into a time: how long arms take, so how many seeds and epochs, and whether arms are screened.
-
-Screening is successive halving (Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943): the arms train for a
-part of their epochs, and the better half goes on. Controls are never screened.
-"""
+"""Times: how they are read and written, and how long a run is expected to take on this machine."""
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from dataclasses import dataclass
@@ -21,9 +16,8 @@ from hf_transfer.errors import UserError
 if TYPE_CHECKING:
     from hf_transfer.methods import Setup
 
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
-SCREENING = 0.25  # of the epochs that the last rung has
-SHARES = (0.75, 0.5, 0.25)  # of what a method trains for, where all of it does not fit
+UNITS = {"s": 1, "m": 60, "h": 3600}
+LEAST, MOST = 10.0, 30 * 24 * 3600.0  # seconds of a budget
 TEACHERS, PAIRED = 2, 2.0  # models that label the pool; a source and a target batch in each step
 PRETRAINING_EPOCHS, VOCABULARY = 4, 1.5  # the latter: a step with a head over all words, against one without
 BATCH, STEPS = 16, 3  # of what is timed
@@ -64,35 +58,22 @@ class Rows:
     own_validation: int = 0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How thoroughly to compare.
-
-    Attributes:
-        seeds: runs of each arm and control in the last rung.
-        share: of a method's epochs that it trains for there.
-        screened: arms that are screened before; `keep` of them go on.
-        keep: how many.
-        seconds: expected of everything together.
-    """
-
-    seeds: int
-    share: float
-    screened: list[str]
-    keep: int
-    seconds: float
-
-
 def read_duration(text: str) -> float:
-    """Return the seconds that `90`, `90s`, `10m` or `1.5h` stand for.
+    """Return the seconds that `90s`, `8m` or `1.5h` stand for.
 
     Raises:
-        UserError: something else.
+        UserError: something else, less than LEAST, or more than MOST.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if not found or not float(found[1]):
-        raise UserError(f"--budget is '{text}'; give a time like 90s, 10m or 2h.")
-    return float(found[1]) * UNITS[found[2]]
+    if not found:
+        raise UserError(f"--budget is '{text}': give a time with its unit, for example 8m (also 90s, 2h).")
+    if not found[2]:
+        raise UserError(f"--budget is '{text}': add a unit, for example 8m (also 90s, 2h).")
+    seconds = float(found[1]) * UNITS[found[2]]
+    if not LEAST <= seconds <= MOST:
+        raise UserError(f"--budget is '{text}': give at least {LEAST:.0f}s and at most {MOST / 3600:.0f}h, for example "
+                        "8m.")  # fmt: skip
+    return seconds
 
 
 def duration(seconds: float) -> str:
@@ -188,47 +169,3 @@ def run_seconds(arm: Arm, epochs: float, rows: Rows, speeds: Speeds, trials: int
 def pretraining_seconds(rows: Rows, speeds: Speeds) -> float:
     """Return what continued pretraining on the pool is expected to take."""
     return speeds.run + PRETRAINING_EPOCHS * rows.pool * VOCABULARY * max(speeds.step.values())
-
-
-def make_plan(
-    controls: list[Arm],
-    arms: list[Arm],
-    seeds: int,
-    given: float | None,
-    rows: Rows,
-    speeds: Speeds,
-    room: float,
-    trials: int = 0,
-) -> Plan:
-    """Return the most thorough plan that fits into `room` seconds; if none does the least one, which takes longer.
-
-    More seeds come first, then all epochs; arms are screened before either is given up.
-
-    Args:
-        controls: trained ones, never screened.
-        arms: the others.
-        seeds: at most.
-        given: epochs that the user asked for, or None.
-        rows: there are.
-        speeds: measured.
-        room: seconds.
-        trials: before every run but those that screen.
-    """
-    screened = [arm for arm in arms if arm.learns_by_epochs]
-    pretrained = len({arm.pretraining for arm in arms if arm.pretraining is not None})
-    shared = pretrained * pretraining_seconds(rows, speeds) if pretrained else 0.0
-
-    def cost(some: list[Arm], share: float, trials: int = trials) -> list[float]:
-        return [run_seconds(arm, epochs_of(arm, share, given, rows), rows, speeds, trials) for arm in some]
-
-    plans = []
-    for count, share in [(count, 1.0) for count in range(seeds, 0, -1)] + [(1, share) for share in SHARES]:
-        always = sum(cost([*controls, *(arm for arm in arms if arm not in screened)], share))
-        last = sorted(cost(screened, share), reverse=True)
-        plans.append(Plan(count, share, [], 0, shared + count * (always + sum(last))))
-        if len(screened) > 1 and rows.validation:
-            keep = math.ceil(len(screened) / 2)
-            before = sum(cost(screened, share * SCREENING, 0))
-            plans.append(Plan(count, share, [arm.name for arm in screened], keep,
-                              shared + before + count * (always + sum(last[:keep]))))  # fmt: skip
-    return next((plan for plan in plans if plan.seconds <= room), min(plans, key=lambda plan: plan.seconds))

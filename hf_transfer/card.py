@@ -15,6 +15,7 @@ import numpy as np
 
 from hf_transfer.controls import CONSTANT
 from hf_transfer.errors import UserError
+from hf_transfer.happened import what_happened
 from hf_transfer.report import test_set, verdict
 from hf_transfer.results import Run, longest_text
 from hf_transfer.statistics import metric
@@ -77,6 +78,7 @@ def render_card(
         "metric": metric.title(run.metric),
         "chosen_by": metric.title(run.chosen_by),
         "own_column": run.metric not in ("accuracy", "macro_f1"),
+        "happened": [sentence for _, sentence in what_happened(run.choices)],
         "evidence": evidence_rows(run, others),
         "source_only_missing": target_labels(run) is not None and all(target_labels(other) for other in others),
         "scores": scores,
@@ -139,7 +141,7 @@ def card_data(run: Run, *, repo_id: str, base: Base, files: str, license: str | 
         pipeline_tag=pipeline_tag,
         license=license,
         base_model=base.name if base.revision else None,
-        tags=["hf_transfer", *run.arm.split("+"), *adapting, pipeline_tag],
+        tags=["hf_transfer", *filter(None, run.adaptation.split("+")), run.method, *adapting, pipeline_tag],
         metrics=["accuracy", "f1"],
         model_name=repo_id.split("/")[-1],
         eval_results=results,

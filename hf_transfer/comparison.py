@@ -18,7 +18,7 @@ from datasets import Dataset
 from hf_transfer.arguments import Arguments, DataArguments, TaskArguments, as_dict, parse
 from hf_transfer.arms import FROZEN, RANDOM, SOURCE_ONLY, TARGET_ONLY, Arm, read_arm
 from hf_transfer.begin import class_weights, encode_all
-from hf_transfer.budget import Rows, read_duration
+from hf_transfer.budget import Rows, duration, read_duration
 from hf_transfer.candidates import FEWEST, SEEN, learned_keys, read_target
 from hf_transfer.console import Console
 from hf_transfer.controls import Control, run_controls
@@ -43,13 +43,16 @@ FILE, POOL_FILE = "compare.json", "pool.jsonl"
 ARMS, ADAPTED = ("frozen", "lora", "full"), ("self_train+frozen", "self_train+full")  # by default; the latter: pool
 POOL = 2000  # unlabelled texts that arms learn from, at most, unless there are more labelled ones
 MOST_VALUES = 20  # of a column whose values are slices
+END, END_SHARE = 10.0, 0.05  # seconds, and of the budget, that are kept for judging, drawing and writing
 
 
 @dataclass
 class CompareArguments:
     """What is compared, and for how long."""
 
-    budget: str = field(default="10m", metadata={"help": "Wall-clock time for everything: 90s, 10m, 2h."})
+    budget: str = field(
+        default="10m", metadata={"help": "Wall-clock time for everything, with its unit: 90s, 10m, 2h."}
+    )
     arms: str | None = field(
         default=None,
         metadata={
@@ -121,9 +124,25 @@ class Comparison:
         """Seconds that what is there has cost, and this call so far."""
         return sum(self.state["seconds"].values()) + self.state["other"] + time.perf_counter() - self.began
 
-    def path(self, arm: Arm, seed: int, screening: bool = False) -> Path:
-        """Return the folder of a run."""
-        return self.folder / ("screening" if screening else "runs") / f"{arm.name}-seed{seed}"
+    @property
+    def kept(self) -> float:
+        """Seconds that are kept for the verdict."""
+        return END + END_SHARE * self.budget + float(self.state.get("reading", 0.0))
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left for training before the verdict is written."""
+        return max(0.0, self.budget - self.spent - self.kept)
+
+    @property
+    def clock(self) -> str:
+        """How much time is spent and left, in words."""
+        return (f"{duration(self.spent)} of {duration(self.budget)} spent, {duration(self.left)} left before the "
+                "verdict is written")  # fmt: skip
+
+    def path(self, arm: Arm, seed: int, *, longer: bool = False) -> Path:
+        """Return the folder of a run, or of one that will take its place."""
+        return self.folder / ("longer" if longer else "runs") / f"{arm.name}-seed{seed}"
 
     @property
     def pool(self) -> Path:
@@ -136,6 +155,13 @@ class Comparison:
         self.state["other"] += now - self.began
         self.began = now
         write_atomically(self.folder / FILE, json.dumps(self.state, indent=2) + "\n")
+
+
+def resting(job: Comparison) -> set[str]:
+    """Return the arms that screening has put aside, and that no time left over has trained to the end since."""
+    seed, started = job.arguments.train.seed, job.state["started"]
+    return {name for name, one in job.state.get("screening", {}).items()
+            if not one["kept"] and started.get(f"{name}-seed{seed}", {}).get("share", 1.0) < 1}  # fmt: skip
 
 
 def open_comparison(argv: list[str], description: str | None) -> Comparison:
@@ -230,7 +256,8 @@ def _open(folder: Path, arguments: Arguments) -> dict[str, Any]:
     if not file.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"--output_dir {folder} holds other files; name a new folder, or remove it first.")
-        return {"question": question, "seconds": {}, "other": 0.0, "failed": {}}
+        return {"question": question, "seconds": {}, "other": 0.0, "started": {}, "stopped": {},
+                "again": [], "failed": {}}  # fmt: skip
     state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     then = state["question"]
     if changed := sorted(key for key in {*then, *question} if then.get(key) != question.get(key)):

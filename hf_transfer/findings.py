@@ -11,11 +11,12 @@ import numpy as np
 from hf_transfer import verdict
 from hf_transfer.arms import FROZEN, RANDOM, SELF_TRAIN, SOURCE_ONLY, TARGET_ONLY, Arm, read_arm
 from hf_transfer.calibration import calibration
+from hf_transfer.comparison import resting
 from hf_transfer.controls import CONSTANT
 from hf_transfer.errors import UserError
 from hf_transfer.evaluation import collapse, length_parts
 from hf_transfer.report import training_seconds
-from hf_transfer.results import STOPPED, Run, load_run
+from hf_transfer.results import Run, load_run
 from hf_transfer.statistics import metric
 from hf_transfer.statistics.metric import Metric
 from hf_transfer.statistics.references import references
@@ -148,6 +149,8 @@ def _tested(job: Comparison) -> list[Tested]:
                           control.peak_memory_mb))  # fmt: skip
     seed, found = job.arguments.train.seed, {}
     for arm in dict.fromkeys([*job.controls, *job.arms]):
+        if arm.name in resting(job):
+            continue
         folders = [job.path(arm, number) for number in range(seed, seed + job.how.seeds)]
         if runs := [load_run(folder) for folder in folders if (folder / "run.json").is_file()]:
             found[arm.name] = runs
@@ -235,7 +238,7 @@ def _described(
         "megabytes": one.megabytes,
         "milliseconds_a_text": None,
         "calibration": None,
-        "stopped": [run.choices[STOPPED] for run in one.runs if STOPPED in run.choices],
+        "happened": list(dict.fromkeys(words for run in one.runs for words in run.happened)),
         "folders": [str(run.folder) for run in one.runs],
         "commands": [run.command for run in one.runs],
     }
@@ -301,14 +304,18 @@ def _slices(one: Tested, job: Comparison, which: str, labels: np.ndarray) -> lis
 
 
 def _time(job: Comparison) -> dict[str, Any]:
-    """Return what was planned and what it took."""
-    expected, real = job.state.get("expected", {}), job.state["seconds"]
-    both = {name: {"expected": seconds, "seconds": real[name]} for name, seconds in expected.items() if name in real}
+    """Return what was planned, at first and again with the time left over, and what it took."""
+    real = job.state["seconds"]
+    both = {name: {"expected": one["expected"], "seconds": real[name]}
+            for name, one in job.state["started"].items() if one["expected"] and name in real}  # fmt: skip
     ratios = [one["seconds"] / one["expected"] for one in both.values()]
+    shares = [one["share"] for name, one in job.state["started"].items() if (job.folder / "runs" / name).is_dir()]
     return {
         "budget": job.budget,
         "spent": round(job.spent, 1),
         "plan": job.state["plan"],
+        "share": min(shares, default=1.0),
+        "again": job.state["again"],
         "runs": both,
         "median_ratio": float(np.median(ratios)) if ratios else None,
     }

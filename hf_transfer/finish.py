@@ -13,6 +13,7 @@ import numpy as np
 from hf_transfer.arguments import as_dict, is_hub_flag
 from hf_transfer.controls import CONSTANT, Control
 from hf_transfer.evaluation import collapse, intervals, paired_difference, reference_difference, slices
+from hf_transfer.happened import what_happened
 from hf_transfer.inference import predict_logits
 from hf_transfer.leaks import KEYS
 from hf_transfer.methods import Prepared, Setup
@@ -211,6 +212,7 @@ def _write(
         adaptation=adaptation,
         metric=setup.metric,
         chosen_by=setup.chosen_by or task.headline,
+        happened=[words for words, _ in what_happened(choices)],
     )
     if main:
         from hf_transfer.report import plot_run, run_report, test_set, verdict

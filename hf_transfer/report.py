@@ -13,6 +13,7 @@ import numpy as np
 from hf_transfer.controls import CONSTANT_NAME
 from hf_transfer.errors import UserError, listed
 from hf_transfer.evaluation import small_test
+from hf_transfer.happened import what_happened
 from hf_transfer.results import FILE, Run, check_writable, load_run, write_atomically
 from hf_transfer.statistics import metric
 from hf_transfer.statistics.effects import conflict
@@ -214,6 +215,9 @@ def run_report(run: Run) -> str:
             f"| {label} | {100 * scores['precision']:.1f} | {100 * scores['recall']:.1f} | {100 * scores['f1']:.1f} "
             f"| {scores['support']:.0f} |"
         )
+    if happened := what_happened(run.choices):
+        at = lines.index("## By class")
+        lines[at:at] = ["## What happened", "", *(f"- {sentence}" for _, sentence in happened), ""]
     lines += ["", "## By slice", "", "| slice | accuracy | rows |", "|---|---|---|"]
     for part in run.metrics[which]["slices"]:
         accuracy = with_interval(part["accuracy"], (part["low"], part["high"]))

@@ -35,6 +35,7 @@ class Run:
         metrics: scores by set, each with `intervals`; `controls`, `references` (see `statistics.references`) and paired
             `differences` to both.
         choices: what the method decided by itself.
+        happened: what went another way than was asked for, each in a few words (`hf_transfer.happened`).
         trainable_parameters, parameters: counts.
         seconds: by stage, and `total`.
         peak_memory_mb: of this process; `device_peak_memory_mb` where there is an accelerator.
@@ -71,12 +72,14 @@ class Run:
     verdict: str = ""
     metric: str = "accuracy"
     chosen_by: str = "accuracy"
+    happened: list[str] = field(default_factory=list)
     format: int = FORMAT
 
     @property
     def arm(self) -> str:
-        """The run's name among others: its method, and before it what adapted it to the target."""
-        return f"{self.adaptation}+{self.method}" if self.adaptation else self.method
+        """The run's name among others: what adapted it to the target, its method, and in brackets what happened."""
+        name = f"{self.adaptation}+{self.method}" if self.adaptation else self.method
+        return f"{name} ({'; '.join(self.happened)})" if self.happened else name
 
     def save(self, folder: Path) -> None:
         """Write run.json into `folder`."""

@@ -59,7 +59,6 @@ def sentences(facts: dict[str, Any]) -> list[str]:
         if one["collapsed"]:
             share = f" (in {one['seeds_collapsed']} of {one['seeds']} seeds)" if one["seeds"] > 1 else ""
             out.append(f"Collapsed: {one['name']} {one['collapsed']}{share}.")
-        out += [f"{one['name']} was stopped {why}." for why in one["stopped"]]
     detectable = [min(1.0, one["effect"]["detectable"]) for one in facts["comparisons"]]
     out += filter(None, [small_test(facts["test_labels"], min(detectable))])
     out.append(f"Smallest difference that four of five such tests would show: {100 * min(detectable):.1f} to "
@@ -163,9 +162,11 @@ def _not_verified(facts: dict[str, Any]) -> list[str]:
     if few := [name for name, seeds in trained.items() if seeds < facts["seeds"]]:
         out.append(f"Not verified: {facts['seeds']} seeds of {', '.join(few)}; another seed may move them as far as it "
                    "moves the others.")  # fmt: skip
-    if (share := facts["time"]["plan"]["share"]) < 1:
-        out.append(f"Not verified: full training. The budget left room for {share:.0%} of the epochs that a method "
-                   "has by itself: with more they may be better than they look; a larger --budget tells.")  # fmt: skip
+    if short := [
+        one["name"] for one in facts["candidates"] if any("by the budget" in words for words in one["happened"])
+    ]:
+        out.append(f"Not verified: full training of {', '.join(short)}, cut short by the budget; with more "
+                   "epochs they may be better than they look, a larger --budget tells.")  # fmt: skip
     if facts["seeds"] == 1:
         out.append("Not verified: other seeds. Every arm was trained once; this is about these models.")
     return out
@@ -201,7 +202,9 @@ def _chance(p: float) -> str:
 
 
 def _flagged(one: dict[str, Any]) -> str:
-    return f"{one['name']} (collapsed)" if one["collapsed"] else one["name"]
+    """Return a candidate's name with what happened to it in brackets."""
+    flags = [*one["happened"], *["collapsed"] * bool(one["collapsed"])]
+    return f"{one['name']} ({'; '.join(flags)})" if flags else one["name"]
 
 
 def _candidates(facts: dict[str, Any]) -> list[list[str]]:
@@ -221,8 +224,7 @@ def _candidates(facts: dict[str, Any]) -> list[list[str]]:
         mark = " *" if one["name"] == facts["verdict"]["recommended"] else ""
         shared = f" + {one['shared_seconds']:.0f}" if one["shared_seconds"] else ""
         cells.append([
-            one["name"] + mark + (" (control)" if one["control"] and not one["arm"] else "")
-            + (" (collapsed)" if one["collapsed"] else ""),
+            _flagged(one) + mark + (" (control)" if one["control"] and not one["arm"] else ""),
             with_interval(one["score"], one["interval"]),
             *others,
             *[recalls(one["recall"])] * missed,
@@ -321,6 +323,16 @@ def _plan(facts: dict[str, Any]) -> list[list[str]]:
     return cells
 
 
+def _again(found: list[dict[str, Any]]) -> list[str]:
+    """Return what the time left over was planned for, a line for each kind of it."""
+    out = []
+    for why in dict.fromkeys(one["why"] for one in found):
+        runs = [one["run"] + (f" ({one['share']:.0%} of the epochs)" if one["share"] < 1 else "")
+                for one in found if one["why"] == why]  # fmt: skip
+        out.append(f"Planned with the time left over, {why}: {', '.join(runs)}.")
+    return out
+
+
 def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the parts of the page: title, table, and lines below it."""
     slices, time = facts["slices"], facts["time"]
@@ -330,7 +342,9 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
          "lines": ["* is recommended. 95 % intervals; differences are paired, each by itself. Seconds are those of one "
                    "training, + what it shares with others (teachers, continued pretraining). Checkpoints and "
                    f"settings were chosen by {facts['metric']['chosen_by']} on labelled rows that are not tested.",
-                   *(f"{one['name']}: {one['words']}" for one in facts["candidates"] if one["words"])]},
+                   *(f"{one['name']}: {one['words']}" for one in facts["candidates"] if one["words"]),
+                   *(f"{one['name']}: {'; '.join(one['happened'])}." for one in facts["candidates"]
+                     if one["happened"])]},
         {"title": "Does it help?", "table": _comparisons(facts),
          "lines": ["Paired on the same rows; intervals and p are Holm-corrected over all these comparisons. helps: the "
                    "interval is above 0; hurts: below 0; no difference shown: it contains 0. The last column is the "
@@ -364,11 +378,13 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
     if facts["screening"]:
         out.append({"title": "Screening", "table": [["arm", f"held-out {facts['metric']['chosen_by']} %", "went on"],
                     *([name, f"{100 * one['score']:.1f}", "yes" if one["kept"] else "no"]
-                      for name, one in facts["screening"].items())], "lines": []})  # fmt: skip
+                      for name, one in facts["screening"].items())], "lines": [
+                        "After a quarter of their epochs; who did not go on is in no comparison."]})  # fmt: skip
     ratio = time["median_ratio"]
     out.append({"title": "Time", "table": _plan(facts), "lines": [
-        f"{duration(time['spent'])} of {duration(time['budget'])}."
-        + (f" A run took {ratio:.2f} times the expected seconds (median)." if ratio else "")]})  # fmt: skip
+        f"{duration(time['spent'])} of {duration(time['budget'])}, with what reading and the verdict took."
+        + (f" A run took {ratio:.2f} times the expected seconds (median)." if ratio else ""),
+        *_again(time["again"])]})  # fmt: skip
     if facts["left_out"]:
         out.append({"title": "Left out", "table": [["run", "why"], *map(list, facts["left_out"].items())], "lines": []})
     return out

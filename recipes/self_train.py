@@ -31,6 +31,7 @@ from hf_transfer.co_training import with_words
 from hf_transfer.errors import UserError, reporting_errors
 from hf_transfer.features import from_first_process
 from hf_transfer.finish import finish
+from hf_transfer.happened import DROPPED
 from hf_transfer.held_out import HeldOut
 from hf_transfer.label_prior import tempered, weighed_mix
 from hf_transfer.leaks import seen_before
@@ -98,6 +99,7 @@ def main(argv: list[str] | None = None) -> Run:
         truth = np.array(job.encoded["validation"]["labels"][:] if len(job.encoded["validation"]) else [], dtype=int)
         shares = np.bincount(source, minlength=len(job.domains.label_names)) / len(source)
         before, labels, kept, first, first_mix, log, best = None, None, None, None, shares, [], 0.0
+        dropped = None
         if how.teachers:
             for teacher in how.teachers:
                 run = load_run(teacher)
@@ -128,6 +130,7 @@ def main(argv: list[str] | None = None) -> Run:
                             + (f", {same:.1%} of the target's labels as before" if number else ""))  # fmt: skip
             if (right or 0.0) < best - WORSE:
                 job.console.say(f"round {number} is worse on the source and dropped.")
+                dropped = {"round": number, "kept": number - 1, "before": best, "after": right or 0.0}
                 break
             best, kept, labels = max(best, right or 0.0), (now, prepared, history), probabilities.argmax(1)
             first, first_mix = (prepared.head, mix) if number == 0 else (first, first_mix)
@@ -144,7 +147,11 @@ def main(argv: list[str] | None = None) -> Run:
             both = np.sqrt(first_mix * last_mix) / np.array(now.setup.class_weights or 1.0)
             prepared.choices["label_shares"] = (both / both.sum()).round(6).tolist()
         prepared.choices.update({"rounds": log, "pool_rows": len(job.pool or ())})
-        return finish(now, prepared, recipe="self_train", history=history, adaptation="self_train")
+        if dropped:
+            prepared.choices[DROPPED] = dropped
+        # the first round of all has seen no text of the target
+        adaptation = "" if dropped and not dropped["kept"] else "self_train"
+        return finish(now, prepared, recipe="self_train", history=history, adaptation=adaptation)
 
 
 def _chosen(

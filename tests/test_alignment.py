@@ -493,6 +493,9 @@ def test_what_is_no_number_spoils_nothing(spoiled, command, tiny, tmp_path, monk
     assert len(steps) == when
     what = "the alignment's loss" if spoiled == "alignment" else "the loss on held-out rows"
     assert run.choices["alignment_stopped"].startswith(f"after {when} steps: {what} is no number")
+    assert run.arm == f"coral+full (alignment stopped after {when} steps: {what} is no number)"
+    report = (run.folder / "report.md").read_text()
+    assert f"- The alignment was stopped {run.choices['alignment_stopped']}." in report
     assert np.isfinite(run.metrics["target_test"]["loss"])
     assert run.choices["alignment_weight"] == 100
     json.loads((run.folder / "run.json").read_text(), parse_constant=pytest.fail)

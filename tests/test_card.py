@@ -518,6 +518,17 @@ def test_each_limit_is_said_when_its_number_says_so(sound, which):
 # front matter
 
 
+def test_what_happened_is_in_name_and_text_but_in_no_tag(few_shot):
+    stopped = {"alignment_stopped": "after 40 steps: a+b [loss] is no number; lower --alignment_weight"}
+    run = replace(few_shot, adaptation="coral", choices=few_shot.choices | stopped,
+                  happened=["alignment stopped after 40 steps"])  # fmt: skip
+    text = card(run)
+    assert "**coral+full (alignment stopped after 40 steps) " in text
+    assert "## What happened\n\n- The alignment was stopped after 40 steps: a+b \\[loss\\] is no number; " in text
+    assert ModelCard(text).data.tags == ["hf_transfer", "coral", "full", "domain-adaptation", "text-classification"]
+    assert "What happened" not in card(few_shot)
+
+
 def test_the_front_matter_is_valid_and_survives_a_round_trip(few_shot, source_only):
     text = card(few_shot, HUB, license="mit", others=[source_only])
     raw = text.split("---\n")[1]

@@ -22,10 +22,12 @@ from datasets import Dataset
 from safetensors.numpy import load_file
 
 from hf_transfer import alignment, feature_maps, methods, objectives
+from hf_transfer.arguments import DataArguments
 from hf_transfer.arms import RANDOM, TARGET_ONLY, adaptations, command, read_arm
-from hf_transfer.budget import Plan, Rows, Speeds, duration, epochs_of, make_plan, read_duration, run_seconds
+from hf_transfer.budget import Rows, Speeds, duration, epochs_of, read_duration, run_seconds
 from hf_transfer.cli import main
 from hf_transfer.compare import compare
+from hf_transfer.data import load_data
 from hf_transfer.errors import UserError
 from hf_transfer.results import load_run
 from hf_transfer.texts import text_facts
@@ -231,8 +233,12 @@ def test_again_trains_nothing_and_says_the_same(done, folder):
         ({"arms": "corall+lora"}, r"'corall' can't stand before lora \(did you mean 'coral'"),
         ({"arms": "dann+frozen"}, "'dann' can't stand before frozen"),
         ({"target_unlabeled": None}, "learn from the target's unlabelled texts; give --target_unlabeled"),
-        ({"budget": "soon"}, "--budget is 'soon'; give a time like 90s, 10m or 2h"),
-        ({"budget": "0m"}, "--budget is '0m'"),
+        ({"budget": "soon"}, "--budget is 'soon': give a time with its unit, for example 8m"),
+        ({"budget": "2"}, r"--budget is '2': add a unit, for example 8m \(also 90s, 2h\)\.$"),
+        ({"budget": "nan"}, "--budget is 'nan': give a time with its unit"),
+        ({"budget": "0m"}, "--budget is '0m': give at least 10s and at most 720h"),
+        ({"budget": "0.0001s"}, "--budget is '0.0001s': give at least 10s"),
+        ({"budget": "99999999999h"}, "--budget is '99999999999h': give at least 10s and at most 720h"),
         ({"seeds": "0"}, "--seeds is 0"),
         ({"tune": "-1"}, "--tune is -1"),
         ({"slice_columns": "shops"}, "has no column 'shops'; it has text, label, shop"),
@@ -242,7 +248,6 @@ def test_again_trains_nothing_and_says_the_same(done, folder):
         ({"target_only": "true", "target_shots": "4"}, "--target_only: that is one of the controls"),
         ({"backtest": "x.csv"}, "--backtest is about estimates without target labels"),
         ({"push_to_hub": "true"}, "look at the verdict first"),
-        ({"budget": "1s"}, "a head on the frozen encoder, was not finished .*; give more --budget"),
     ],
 )
 def test_refused(change, words, done, folder, tmp_path):
@@ -259,12 +264,97 @@ def test_a_slice_that_is_not_there_leaves_a_comparison_as_it_is(done, folder):
     assert {file: file.stat().st_mtime_ns for file in where.rglob("*")} == before
 
 
-def test_a_budget_that_no_plan_fits(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_transfer.compare.make_plan", lambda *_: Plan(1, 0.25, [], 0, 3600.0))
-    with pytest.raises(
-        UserError, match=r"--budget 20m is too short: the least comparison of these arms takes about 1:"
-    ):
-        compare(flags(folder, output_dir=str(tmp_path / "new")))
+def speeds(run=1.0, **step):
+    """What a calibration might have found: seconds of a run beside its training, and of a row in a training step."""
+    return lambda job: Speeds(run=run, heads=1.0, forward=0.0, step=step)
+
+
+def test_a_budget_in_which_nothing_asked_for_fits(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_transfer.compare._calibrate", speeds(run=3600.0, full=1.0, lora=0.5))
+    words = flags(folder, arms="full,lora", output_dir=str(tmp_path / "new"))
+    with pytest.raises(UserError, match=r"--budget 20m is too short: the first control and the cheapest arm \(lora\) "
+                                        r"take about 1:\d\d h here; give that much"):  # fmt: skip
+        compare(words)
+    with pytest.raises(UserError, match="--budget 10s is too short: the first control, a head on the frozen encoder, "
+                       r"was not finished; with the verdict it takes more than \d+ s here"):  # fmt: skip
+        compare([*words, "--budget", "10s", "--output_dir", str(tmp_path / "newer")])
+
+
+def written(where):
+    """When the finished runs were written, by name."""
+    return {file.parent.name: file.stat().st_mtime_ns for file in where.glob("runs/*/run.json")}
+
+
+def test_a_larger_budget_goes_on_with_what_was_left_out_and_with_more_epochs(folder, tmp_path, monkeypatch):
+    """20 minutes are said to be enough for a part of the cheap arms' epochs, two hours for everything."""
+    where, pages = tmp_path / "out", lambda: (tmp_path / "out" / "verdict.md").read_text()
+    row = 1 / (4 * load_rows(folder))
+    monkeypatch.setattr("hf_transfer.compare._calibrate", speeds(full=900 * row, lora=5000 * row))
+    monkeypatch.setattr("hf_transfer.compare.correction", lambda *_: 1.0)  # they are far quicker than that
+    words = flags(folder, arms="frozen,full,lora", num_train_epochs="4", output_dir=str(where))
+    compare(words)
+    first = written(where)
+    facts = json.loads((where / "verdict.json").read_text())
+    assert first.keys() == {"frozen-seed3", "full-seed3", f"{RANDOM}-seed3"}
+    assert facts["left_out"].keys() == {"lora-seed3"}
+    assert facts["left_out"]["lora-seed3"].startswith("no time: it may take ")
+    assert facts["left_out"]["lora-seed3"].endswith(" left before the verdict is written")
+    share = facts["time"]["share"]
+    assert 0.5 <= share < 0.7
+    cut = f"{4 * share:g} of 4 epochs, by the budget"
+    happened = {one["name"]: one["happened"] for one in facts["candidates"] if one["happened"]}
+    assert happened == {"full": [cut], RANDOM: [cut]}
+    run = load_run(where / "runs" / "full-seed3")
+    assert run.arm == f"full ({cut})"
+    assert run.history[-1]["epoch"] == pytest.approx(4 * share, abs=0.2)
+    assert f"# full ({cut}): " in (run.folder / "report.md").read_text()
+    assert "## What happened" in (run.folder / "report.md").read_text()
+    assert f"full: {cut}." in pages()
+
+    def killed(folder, **more):
+        if folder == run.folder:
+            (folder / "run.json").unlink()
+            raise KeyboardInterrupt
+        rmtree(folder, **more)
+
+    with monkeypatch.context() as patch:
+        rmtree = shutil.rmtree
+        patch.setattr("hf_transfer.compare.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compare([*words, "--budget", "2h"])
+    assert (where / "longer" / "full-seed3" / "run.json").is_file()
+    with monkeypatch.context() as patch:  # killed while it notes something in a run: the next call does
+        patch.setattr("hf_transfer.results.Run.save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            compare([*words, "--budget", "2h"])
+    compare([*words, "--budget", "2h"])
+    facts, second = json.loads((where / "verdict.json").read_text()), written(where)
+    assert second.keys() == {*first, "lora-seed3"}
+    assert second["frozen-seed3"] == first["frozen-seed3"]
+    assert facts["left_out"] == {}
+    assert facts["time"]["share"] == 1.0
+    assert not [one["name"] for one in facts["candidates"] if one["happened"]]
+    assert {(one["run"], one["why"]) for one in facts["time"]["again"]} == {
+        ("lora-seed3", "left out at first"), ("full-seed3", "more epochs"), (f"{RANDOM}-seed3", "more epochs"),
+    }  # fmt: skip
+    assert "Planned with the time left over, more epochs: full-seed3" in pages()
+    for name in ("full", RANDOM):
+        run = load_run(where / "runs" / f"{name}-seed3")
+        assert run.arm == name.replace("random+", "")
+        assert run.history[-1]["epoch"] == 4.0
+        assert f"--output_dir {run.folder}" in run.command
+        assert "longer" not in (run.folder / "report.md").read_text()
+    assert not list((where / "longer").iterdir())
+    compare([*words, "--budget", "2h"])
+    assert written(where) == second
+    again = json.loads((where / "verdict.json").read_text())
+    assert again["candidates"] == facts["candidates"]
+
+
+def load_rows(folder):
+    """The number of rows that training sees."""
+    data = DataArguments(source=[str(folder / "source.jsonl")], target=str(folder / "target.jsonl"))
+    return len(load_data(data, 3).train)
 
 
 def test_other_questions_and_other_files_are_refused(done, folder, tmp_path):
@@ -373,28 +463,23 @@ def test_planted_negative_transfer(kind, folder, tmp_path):
     assert only.data["rows"]["target_test"] == facts["test_rows"] == 500
 
 
-def test_without_target_labels_and_with_screening(folder, tmp_path, monkeypatch):
-    """Estimates are called so; of two screened arms one goes on, and every other one is trained twice."""
-    plan = Plan(seeds=2, share=0.25, screened=["lora", "bitfit"], keep=1, seconds=60.0)
-    monkeypatch.setattr("hf_transfer.compare.make_plan", lambda *_: plan)
+def test_without_target_labels_and_with_two_seeds(folder, tmp_path):
+    """Estimates are called so; with time for it every arm and control is trained twice."""
     backtest = conftest.write_table(tmp_path / "other.jsonl", texts_of(80, 9))
-    words = flags(folder, target=None, arms="lora,bitfit", seeds="2", output_dir=str(tmp_path / "out"))
+    words = flags(folder, target=None, arms="lora", seeds="2", num_train_epochs="1", output_dir=str(tmp_path / "out"))
     where = compare([*words, "--backtest", str(backtest)])
     facts = json.loads((where / "verdict.json").read_text())
     assert not facts["target_labels"]
-    (kept,) = [name for name, one in facts["screening"].items() if one["kept"]]
-    scores = {name: one["accuracy"] for name, one in facts["screening"].items()}
-    assert scores.keys() == {"lora", "bitfit"}
-    assert scores[kept] == max(scores.values())
-    assert {run["name"] for run in facts["estimates"]["runs"]} == {"frozen", "full", RANDOM, kept}
+    assert {run["name"] for run in facts["estimates"]["runs"]} == {"frozen", "full", RANDOM, "lora"}
     trained = {folder.name for folder in (where / "runs").iterdir()}
-    assert trained == {f"{name}-seed{seed}" for name in ("frozen", "full", RANDOM, kept) for seed in (3, 4)}
+    assert trained == {f"{name}-seed{seed}" for name in ("frozen", "full", RANDOM, "lora") for seed in (3, 4)}
     assert {one["seeds"] for one in facts["candidates"] if one["folders"]} == {2}
-    assert load_run(where / "screening" / f"{kept}-seed3").history[-1]["epoch"] < 1
+    assert {(one["run"], one["why"]) for one in facts["time"]["again"]} == {
+        (f"{name}-seed4", "further seed") for name in ("frozen", "full", RANDOM, "lora")
+    }
     assert [test["domain"] for test in facts["estimates"]["backtests"]] == ["other"]
     markdown = (where / "verdict.md").read_text()
     assert "There are no target labels to test on" in markdown
-    assert "The budget left room for 25% of the epochs" in markdown, "as the plan says"
     assert "Back-test on other: the recommended arm was" in markdown
     (backtest,) = facts["estimates"]["backtests"]
     known = [one["off"] for one in backtest["scores"].values() if one["off"] is not None]
@@ -484,21 +569,6 @@ SPEEDS = Speeds(run=10, heads=5, forward=0.01, step={"full": 0.05, "lora": 0.04}
 ROWS = Rows(train=1600, validation=200, shots=0, pool=2000)
 
 
-def test_plans_fit_and_give_up_seeds_before_epochs():
-    controls = [read_arm(name) for name in ("frozen", "full", RANDOM)]
-    arms = [read_arm(name) for name in ("lora", "coral+lora", "coral+full", "self_train+frozen")]
-    plans = [make_plan(controls, arms, 3, None, ROWS, SPEEDS, room) for room in (20_000, 7000, 3000, 2000, 1000, 10)]
-    assert [plan.seconds <= room for plan, room in zip(plans, (20_000, 7000, 3000, 2000, 1000), strict=False)] == [
-        True
-    ] * 5
-    assert (plans[0].seeds, plans[0].share, plans[0].keep) == (3, 1.0, 0)
-    assert plans[-1].seconds > 10
-    assert [plan.seeds for plan in plans] == sorted((plan.seeds for plan in plans), reverse=True)
-    assert all(plan.seeds == 1 for plan in plans if plan.share < 1)
-    assert any(plan.keep == 2 and plan.screened == ["lora", "coral+lora", "coral+full"] for plan in plans)
-    assert [plan.seconds for plan in plans] == sorted((plan.seconds for plan in plans), reverse=True)
-
-
 def test_seconds_expected_of_a_run():
     def seconds(name, epochs=4.0):
         return run_seconds(read_arm(name), epochs, ROWS, SPEEDS)
@@ -519,7 +589,7 @@ def test_seconds_expected_of_a_run():
     assert seconds("self_train+full", 2.0) == 10 + 2 * 20 + 2 * (3600 * 0.05 + 2)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), (" 2 m ", 120)])
+@pytest.mark.parametrize(("text", "seconds"), [("10s", 10), ("90s", 90), ("10m", 600), ("1.5h", 5400), (" 2 m ", 120)])
 def test_durations(text, seconds):
     assert read_duration(text) == seconds
 

@@ -326,6 +326,22 @@ def test_a_run_that_gives_one_label_to_all_is_called_so(tmp_path):
     assert f"Collapsed: {TFIDF} finds none of the rows labelled 'pos' (80); to beat it shows little." in verdict(run)
 
 
+def test_a_run_is_named_by_what_happened(tmp_path):
+    happened = {"happened": ["2 of 4 epochs, by the budget"], "choices": {"epochs_by_budget": [2.0, 4.0]}}
+    run = make_run(tmp_path / "coral", "full", adaptation="coral", **happened)
+    name = "coral+full (2 of 4 epochs, by the budget)"
+    assert load_run(run.folder).arm == name
+    assert f"| {name} (coral) " in table(rows_of([run]))
+    assert verdict(run).startswith(f"{name} helps")
+    report = run_report(run)
+    assert report.startswith(f"# {name}: ")
+    assert "\n## What happened\n\n- It was trained for 2 of 4 epochs, for which the --budget of its" in report
+    assert report.index("What happened") < report.index("## By class")
+    plain = make_run(tmp_path / "plain", "full", adaptation="coral")
+    assert plain.arm == "coral+full"
+    assert "What happened" not in run_report(plain)
+
+
 def test_without_a_target_the_source_is_the_headline(tmp_path):
     run = make_run(tmp_path / "run", gain=(0.05, 0.01, 0.09))
     assert test_set(run) == "target_test"

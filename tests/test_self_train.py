@@ -11,11 +11,14 @@ import conftest
 import numpy as np
 import pytest
 import scipy.special
+from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, BertModel, GPT2Model
 from warm import launch
 
 from hf_transfer import methods, pooling
+from hf_transfer.base import Base
+from hf_transfer.card import render_card
 from hf_transfer.co_training import with_words
 from hf_transfer.errors import UserError
 from hf_transfer.held_out import held_out
@@ -97,6 +100,7 @@ def test_rounds(method, tiny, tables, tmp_path, monkeypatch):
     assert rounds[0]["rows"] < rounds[1]["rows"] <= rounds[0]["rows"] + 30
     assert run.metrics["target_test"]["n"] == 40
     assert run.arm == f"self_train+{method}"
+    assert run.happened == []
     assert len(asked) == (1 if run.method == "frozen" else 0)
 
 
@@ -199,7 +203,26 @@ def test_a_round_that_is_worse_on_the_source_is_dropped(rounds, tables, capsys):
     assert len(heads) == 2
     assert saved is heads[0]
     assert "mean_with_first_head" not in run.choices
-    assert "round 1 is worse on the source and dropped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "round 1 is worse on the source and dropped" in said
+    name = "frozen (self-training dropped: round 1 was worse on the source)"
+    assert (run.arm, run.adaptation) == (name, ""), "what is saved has learned from no text of the target"
+    assert load_run(run.folder).arm == name
+    assert f"| {name} (run) |" in said
+    assert f"{name} helps" in said or f"{name} hurts" in said or f"{name} shows no difference" in said
+    why = (
+        f"Round 1 of self-training had {100 * (1 - 2 / len(truth)):.1f} % of the held-out source rows right, after "
+        "100.0 %, and was dropped: the model learned from the labelled rows alone, from no text of the target."
+    )
+    report = (run.folder / "report.md").read_text()
+    assert report.startswith(f"# {name}: ")
+    assert f"## What happened\n\n- {why}\n" in report
+    card = render_card(run, repo_id="me/x", base=Base("tiny", None, None), has_adapter=False, license=None)
+    assert f"**{name} " in card
+    assert f"## What happened\n\n- {why}\n" in card
+    tags = ModelCard(card).data.tags
+    assert "frozen" in tags
+    assert "self_train" not in tags
 
 
 @pytest.mark.recipe
@@ -215,6 +238,8 @@ def test_a_slow_decline_ends_the_rounds(rounds, tables, monkeypatch):
     run, heads, saved = rounds(given)
     assert [one["round"] for one in run.choices["rounds"]] == [0, 1, 2]
     assert saved is not heads[2]
+    assert run.arm == "self_train+frozen (round 2 dropped)"
+    assert "and was dropped: the model is that of round 1." in (run.folder / "report.md").read_text()
 
 
 @pytest.mark.recipe

@@ -26,7 +26,8 @@ def about(run: dict[str, Any]) -> str:
     words = several if len(labels) != 2 else " or ".join(labels)
     path = f"from {source} to {plain(data['target'])}" if data["target"] else f"on {source}"
     tested = f"texts of {plain(data['target'])}" if data["target"] else "held-out texts"
-    return (f"Labels a text as {words}. The model: {plain(base_model(run))}, adapted {path} ({plain(run['method'])}). "
+    how = "; ".join([run["method"], *run.get("happened", [])])
+    return (f"Labels a text as {words}. The model: {plain(base_model(run))}, adapted {path} ({plain(how)}). "
             f"On {scores['n']:,} {tested} it is right in {interval(scores, 'accuracy')} % of cases.")  # fmt: skip
 
 
