@@ -209,11 +209,11 @@ def cut_at(max_length: int, lengths: dict[str, np.ndarray], room: int) -> tuple[
         return {name: float(np.maximum(own - tokens, 0).sum() / own.sum()) for name, own in lengths.items()}
 
     shares = cut(max_length)
-    much = [f"{100 * share:.1f} % of the tokens of {name}" for name, share in shares.items() if share > MUCH_CUT]
+    much = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in shares.items() if share > MUCH_CUT)
     noted = {name: round(share, 4) for name, share in shares.items()}
     if not much:
         return noted, []
-    warning = f"{', '.join(much)} are cut at --max_length {max_length}; "
+    warning = f"{much.replace('% of', '% of the tokens of', 1)} are cut at --max_length {max_length}; "
     if max_length >= room:
         return noted, [f"{warning}the model reads no more"]
     longest = max(int(own.max()) for own in lengths.values())

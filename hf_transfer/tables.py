@@ -102,14 +102,13 @@ def read_table(
         raise DataError(problems)
     columns = {name: values for name, values in found.items() if values is not None}
     name = _domain_name(spec)
-    kept, drawn = _draw(texts, columns, name, max_rows, quiet=quiet)
-    if drawn:
-        dataset = dataset.select(kept)
+    before = _texts(spec, dataset, REWRITTEN_FROM) if REWRITTEN_FROM in dataset.column_names else None
+    kept, drawn = _draw(texts if before is None else before, columns, name, max_rows, quiet=quiet)
     rows = text_facts(texts.select(kept) if drawn else texts, quiet=quiet)
     rows["now"] = rows["key"]
-    if REWRITTEN_FROM in dataset.column_names:
-        before = text_facts(_texts(spec, dataset, REWRITTEN_FROM), quiet=quiet)
-        rows["key"] = before["key"].where(before["words"] > 0, rows["now"])
+    if before is not None:
+        known = text_facts(before.select(kept) if drawn else before, quiet=quiet)
+        rows["key"] = known["key"].where(known["words"] > 0, rows["now"])
     rows.insert(0, "row", kept)
     rows = rows.assign(**{column: values.take(kept).array for column, values in columns.items()})
     notes = [f"text from column '{text}'" + (f", label from '{label}'" if label else "")]

@@ -24,7 +24,7 @@ def test_the_proposed_length_is_the_least_that_will_do():
                   < 0.01 * lengths["target_test"].sum())  # fmt: skip
     assert enough > 192
     assert warning == (
-        f"{100 * lost['train']:.1f} % of the tokens of train, {100 * lost['target_test']:.1f} % of the tokens of "
+        f"{100 * lost['train']:.1f} % of the tokens of train, {100 * lost['target_test']:.1f} % of "
         f"target_test are cut at --max_length 64; {enough} would cut under 1 %"
     )
 
@@ -100,7 +100,7 @@ def test_pretraining_says_and_records_what_is_cut(tmp_path, tiny, capsys):
         "23", "--max_steps", "1", "--output_dir", str(tmp_path / "run"),
     ])  # fmt: skip
     (warning,) = warnings(capsys)
-    assert warning == ("note: 50.0 % of the tokens of train, 50.0 % of the tokens of held_out are cut at --max_length "
+    assert warning == ("note: 50.0 % of the tokens of train, 50.0 % of held_out are cut at --max_length "
                        "23; 48 would cut under 1 %")  # fmt: skip
     record = json.loads((folder / "pretraining.json").read_text())
     assert record["data"]["tokens_cut"] == {"train": 0.5, "held_out": 0.5}

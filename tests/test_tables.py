@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from hf_transfer.errors import UserError
-from hf_transfer.tables import HUB_ID, open_table, read_table
+from hf_transfer.tables import HUB_ID, REWRITTEN_FROM, open_table, read_table
 
 TEXTS = [
     "NA",
@@ -344,6 +344,16 @@ def test_max_rows_draws_the_same_rows_in_any_order(tmp_path):
     assert drawn[0] == drawn[1] == drawn[2]
     copies = sum(text == "the same again" for text, *_ in drawn[0])
     assert 2 < copies < 30  # 1 in 7 of 80: neither all of them nor none
+
+
+def test_max_rows_draws_the_same_rows_of_a_rewritten_table(tmp_path):
+    rows = [{"text": f"text {i}", "label": "xy"[i % 2]} for i in range(100)]
+    new = [row | {"text": row["text"].replace("text", "word"), REWRITTEN_FROM: row["text"]} for row in rows]
+    one, other = (read_table(str(write(tmp_path / f"{name}.jsonl", table)), max_rows=20)
+                  for name, table in (("one", rows), ("other", new)))  # fmt: skip
+    assert list(one.rows["row"]) == list(other.rows["row"])
+    assert list(one.rows["key"]) == list(other.rows["key"])
+    assert all(text.startswith("word") for text in texts_of(other))
 
 
 def test_max_rows_of_one_domain_are_those_of_its_own_table(tmp_path):
