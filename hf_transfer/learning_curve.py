@@ -36,7 +36,7 @@ EXPONENTS = (0.25, 0.5, 1.0)  # 1/2 and 1 are those of theory; Hestness et al. f
 WORTH = (4, 16, 64, 256)  # target labels
 HORIZON = 200  # further labels, after which
 UNDONE = 1 / 3  # of the source-only errors are undone or fewer, in two of three cases: what is thought before any look
-NOISE = 0.055  # over sqrt(shots): by which gains differ from draw to draw of labels, as seen on 1,000 test rows
+NOISE = 0.055  # over sqrt(shots): by which gains of accuracy differ from draw to draw, as seen on 1,000 test rows
 RESAMPLES = 300
 DRAWS = 4000
 TOO_FAR = 8  # times the labels at hand, beyond which nothing is said
@@ -196,7 +196,7 @@ def extrapolate(
     chances = np.exp(chances - chances.max())
     drawn = rng.choice(chances.size, size=DRAWS, p=(chances / chances.sum()).ravel())
     law_drawn, rise_drawn = np.unravel_index(drawn, chances.shape)
-    noise = rng.normal(0.0, NOISE / np.sqrt(shots), DRAWS)
+    noise = rng.normal(0.0, NOISE * _weight(shares[:, :, -1]) ** 2 / np.sqrt(shots), DRAWS)
     out = []
     for count in further:
         if shots + count > TOO_FAR * shots:
@@ -206,7 +206,8 @@ def extrapolate(
             continue
         gains = rises[rise_drawn] * np.array([law.share(shots, shots + count) for law in laws])[law_drawn]
         low, high = np.percentile(np.minimum(gains + noise, room), [2.5, 97.5])
-        out.append(Expected(count, float(np.minimum(gains, room).mean()), float(low), float(high), ""))
+        gain = min(float(np.minimum(gains, room).mean()), room)  # a mean of equal numbers may be rounded up
+        out.append(Expected(count, gain, float(low), float(high), ""))
     return out
 
 
@@ -266,6 +267,16 @@ def _precision(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     of_shots = rng.multinomial(shots, np.full(shots, 1 / shots), RESAMPLES) / shots
     resampled = np.einsum("br,bn,rnm->bm", of_repeats, of_shots, shares.astype(float), optimize=True)
     return np.linalg.inv(np.cov(resampled.T) + np.eye(sizes) / (2 * shots**2))
+
+
+def _weight(shares: np.ndarray) -> float:
+    """Return how far a row moves the score, as a multiple of how far it would move an accuracy of that height.
+
+    It is 1 for accuracy, more where few rows decide. NOISE grows with its square: such a row counts for more, and those
+    that teach as much are drawn more seldom (tried in benchmarks/README.md).
+    """
+    mean = shares.mean()
+    return float(shares.std() / np.sqrt(mean * (1 - mean))) if 0 < mean < 1 else 1.0
 
 
 def _log_chances(law: _Law, rises: np.ndarray, errors: float) -> np.ndarray:

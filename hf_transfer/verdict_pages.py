@@ -336,8 +336,8 @@ def _bound(facts: dict[str, Any]) -> str:
     """Return the line below the gains of further labels: what bounds them and how that is known."""
     bound, title = facts["next"]["bound"], facts["metric"]["title"]
     if bound["best"] < 1:
-        why = (f"labels of equal texts differ so often ({bound['repeated']:,} labelled rows of the target) that no rule "
-               f"can be above {100 * bound['best']:.1f} %")  # fmt: skip
+        why = (f"labels of equal texts differ so often ({bound['repeated']:,} labelled rows of the target) that no "
+               f"rule can be above {100 * bound['best']:.1f} %")  # fmt: skip
     elif bound["repeated"] >= REPEATED:
         why = "100 % is the most there is"
     else:
