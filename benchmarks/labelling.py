@@ -24,12 +24,14 @@ from tqdm import tqdm
 
 from hf_transfer import learning_curve as curve
 from hf_transfer.labelling import next_rows
+from hf_transfer.statistics import metric
 
 HERE = Path(__file__).resolve().parent
 ROWS, LENGTH, LAYER, PIECE = 1500, 128, 4, 250
 SOURCE, TESTED = 1000, 1000
 SHOTS = (8, 16, 32, 64)  # a class
 CHOSEN = 50
+BY = metric.load("accuracy", ["0", "1"])
 CHOICES = ("BADGE", "least margin", "BADGE, features less their mean")
 
 
@@ -98,8 +100,8 @@ def repetition(
         now = score(probe)
         later = [score(fitted(np.concatenate([shots, rest[:count]]))) for count in curve.FURTHER]
         # one level below `learning_curve`, which refuses fewer than FEWEST shots
-        sizes, right = curve.accuracies(features, labels, pool[shots], pool_labels[shots], seed=seed)
-        out["curve"][each] = (now, [one - now for one in later], curve.extrapolate(sizes, right, seed=seed))
+        sizes, shares = curve.shares_by_size(features, labels, pool[shots], pool_labels[shots], by=BY, seed=seed)
+        out["curve"][each] = (now, [one - now for one in later], curve.extrapolate(sizes, shares, seed=seed))
         logits, left = probe.predict_log_proba(pool[rest]), pool[rest]
         picked = (
             next_rows(logits, left, CHOSEN, seed=seed),

@@ -272,6 +272,10 @@ def _estimated(everything: dict[str, Tested], job: Comparison) -> dict[str, Any]
     facts["recommended"] = runs.get(facts["recommended"])
     for run in facts["runs"]:
         run["name"] = runs[run["name"]]
+    for one in facts["disagreements"]:
+        one["run"] = runs[one["run"]]
+    if facts["undecided"]:
+        facts["undecided"]["runs"] = [runs[name] for name in facts["undecided"]["runs"]]
     return facts
 
 

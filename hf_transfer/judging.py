@@ -11,7 +11,9 @@ neighbourhood density are tied to nothing, they reward a run for being sure; the
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from hf_transfer import label_free
 from hf_transfer.candidates import Finished, Target
 from hf_transfer.held_out import HeldOut
 from hf_transfer.label_free import Candidate, Score, collapsed
+from hf_transfer.statistics.metric import Metric
 
 RULE = ("source_validation", "weighted_validation", "reverse_validation", "thresholded_confidence", "agreement")
 
@@ -35,6 +38,7 @@ class Judged:
         ranks: (runs,) mean rank over the rule's scores, 1 is best; None where the run is out, or none can be measured.
         chosen: the run that is recommended, or None.
         accuracy: (runs,) true share of right rows where the target has labels, else None.
+        metric: (runs,) likewise the true score in the metric that the runs report.
     """
 
     scores: dict[str, list[Score]]
@@ -43,13 +47,14 @@ class Judged:
     ranks: list[float | None]
     chosen: int | None
     accuracy: list[float] | None
+    metric: list[float] | None
 
 
 def judge(
     target: Target,
     finished: list[Finished],
     outputs: list[np.ndarray],
-    label_names: list[str],
+    by: Metric,
     *,
     seed: int,
     quiet: bool,
@@ -57,10 +62,10 @@ def judge(
     """Measure every score of every run on `target`, and apply the rule.
 
     Args:
-        target: its labels are for `accuracy` alone.
+        target: its labels are for `accuracy` and `metric` alone.
         finished: the runs.
         outputs: of each run, (texts, classes).
-        label_names: of those classes.
+        by: the metric that the runs report, with the names of those classes.
         seed: of folds.
         quiet: no progress bar.
     """
@@ -89,16 +94,17 @@ def judge(
         collapse, reason = collapses[i], ""
         if collapse is not None:
             share = float((given[i] == collapse).mean())
-            reason = f"it has collapsed: {share:.1%} of {target.name} get the label '{label_names[collapse]}'"
+            reason = f"it has collapsed: {share:.1%} of {target.name} get the label '{by.label_names[collapse]}'"
         elif unlearned := no_better_than_chance(one.held_out):
             reason = unlearned
         out.append(reason)
     ranks = mean_ranks(scores, [not reason for reason in out])
-    accuracy = None
+    accuracy = metric = None
     if target.labels is not None:
-        truth = np.array([label_names.index(label) for label in target.labels])
+        truth = np.array([by.label_names.index(label) for label in target.labels])
         accuracy = [float((labels == truth).mean()) for labels in given]
-    return Judged(scores, seconds, out, ranks, best_rank(ranks, scores["source_validation"]), accuracy)
+        metric = [by.score(labels, truth) for labels in given]
+    return Judged(scores, seconds, out, ranks, best_rank(ranks, scores["source_validation"]), accuracy, metric)
 
 
 def no_better_than_chance(known: HeldOut) -> str:
@@ -125,13 +131,14 @@ def mean_ranks(scores: dict[str, list[Score]], inside: list[bool]) -> list[float
     from scipy.stats import rankdata
 
     places = np.flatnonzero(inside)
-    votes = []
-    for name in RULE:
-        values = [scores[name][i].value for i in places]
-        if None not in values:
-            votes.append(rankdata([-value for value in values if value is not None]))
+    votes = [rankdata([-(scores[name][i].value or 0.0) for i in places]) for name in voting(scores, places)]
     means = dict(zip(places.tolist(), np.mean(votes, axis=0).tolist() if votes else [], strict=False))
     return [means.get(i) for i in range(len(inside))]
+
+
+def voting(scores: dict[str, list[Score]], inside: Iterable[int]) -> list[str]:
+    """Return the RULE scores that every run of `inside` has."""
+    return [name for name in RULE if all(scores[name][i].value is not None for i in inside)]
 
 
 def best_rank(ranks: list[float | None], source: list[Score]) -> int | None:
@@ -150,14 +157,16 @@ def choice(name: str, scores: list[Score]) -> int | None:
 
 
 def tested(judged: Judged) -> dict[str, Any]:
-    """Return, for every score, how its order of the runs and its choice compare with the true accuracy.
+    """Return, for every score, how its order of the runs and its choice compare with the true scores in the metric.
 
-    `off` is how far those that are in percent were from it, on average over the runs that the rule has not put out.
+    `off` is how far those that are in percent were from the true accuracy, which is what they estimate, on average over
+    the runs that the rule has not put out.
     """
     from scipy.stats import kendalltau, spearmanr
 
     assert judged.accuracy is not None
-    accuracy = np.array(judged.accuracy)
+    assert judged.metric is not None
+    accuracy, metric = np.array(judged.accuracy), np.array(judged.metric)
     out: dict[str, Any] = {}
     for name, scores in judged.scores.items():
         sign = 1 if label_free.load(name).HIGHER else -1
@@ -165,13 +174,62 @@ def tested(judged: Judged) -> dict[str, Any]:
         values = [sign * (scores[i].value or 0.0) for i in has]
         inside = [k for k, i in enumerate(has) if not judged.out[i]] if label_free.load(name).PERCENT else []
         differences = np.abs(np.array(values) - accuracy[has])
-        orders = len(set(values)) > 1 and len(set(accuracy[has])) > 1
+        orders = len(set(values)) > 1 and len(set(metric[has])) > 1
         chosen = choice(name, scores)
         out[name] = {
-            "spearman": float(spearmanr(values, accuracy[has]).statistic) if orders else None,
-            "kendall": float(kendalltau(values, accuracy[has]).statistic) if orders else None,
-            "regret": None if chosen is None else float(accuracy.max() - accuracy[chosen]),
+            "spearman": float(spearmanr(values, metric[has]).statistic) if orders else None,
+            "kendall": float(kendalltau(values, metric[has]).statistic) if orders else None,
+            "regret": None if chosen is None else float(metric.max() - metric[chosen]),
             "off": float(differences[inside].mean()) if inside else None,
         }
-    regret = None if judged.chosen is None else float(accuracy.max() - accuracy[judged.chosen])
+    regret = None if judged.chosen is None else float(metric.max() - metric[judged.chosen])
     return out | {"recommendation": {"spearman": None, "kendall": None, "regret": regret, "off": None}}
+
+
+def errors(backtests: list[dict[str, Any]]) -> dict[str, float]:
+    """Return how far each score in percent was off in back-tests (see `tested`), the most of several."""
+    found: dict[str, float] = {}
+    for test in backtests:
+        for name, one in test.items():
+            if one["off"] is not None:
+                found[name] = max(one["off"], found.get(name, 0.0))
+    return found
+
+
+def undecided(judged: Judged, off: dict[str, float]) -> int | None:
+    """Return the runner-up, where nothing that votes tells it from the chosen run by more than it was off elsewhere.
+
+    None where something does, where nobody is second, and where nothing is known of how far any was off.
+
+    Args:
+        judged: on the target.
+        off: see `errors`.
+    """
+    inside = [i for i, rank in enumerate(judged.ranks) if rank is not None]
+    names = voting(judged.scores, inside)
+    if judged.chosen is None or len(inside) < 2 or not any(name in off for name in names):
+        return None
+    first = judged.chosen
+    source = judged.scores["source_validation"]
+    second = min((i for i in inside if i != first), key=lambda i: (judged.ranks[i], -(source[i].value or 0.0)))
+    for name in names:
+        one, other = (judged.scores[name][i].value or 0.0 for i in (first, second))
+        if abs(one - other) > off.get(name, 0.0):
+            return None
+    return second
+
+
+def disagreement(values: dict[str, float | None], off: dict[str, float]) -> tuple[str, str] | None:
+    """Return the two estimates of one run's accuracy that differ most beyond the sum of their errors; None if none do.
+
+    Args:
+        values: score in percent -> value.
+        off: see `errors`; a score without one is not looked at.
+    """
+    known = [(name, value) for name, value in values.items() if value is not None and name in off]
+    apart = {
+        (one, other): abs(value - another) - off[one] - off[other]
+        for (one, value), (other, another) in combinations(known, 2)
+    }
+    most = max(apart, key=lambda pair: apart[pair], default=None)
+    return most if most is not None and apart[most] > 0 else None

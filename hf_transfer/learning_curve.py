@@ -1,15 +1,19 @@
 """What further target labels would likely buy: the learning curve of those at hand, extrapolated with an interval.
 
 Target rows with labels are split again and again; a linear probe on frozen features learns from the source and ever
-more of one part and is tried on the other part. Accuracy with n labels is taken to follow an inverse power law,
+more of one part and is tried on the other part. The score with n labels is taken to follow an inverse power law,
 
-    accuracy(n) = a - b * (n + n0)^-c
+    score(n) = a - b * (n + n0)^-c
 
 (Figueroa et al. 2012, BMC Med. Inform. Decis. Mak. 12:8, for text classifiers; Hestness et al. 2017, arXiv 1712.00409).
 Here n0 is what the source is worth in target labels. A few dozen rows can't tell the exponent from n0, nor a rise from
 chance: laws on a grid of both are fitted by generalised least squares, with the bootstrap's covariance of the
-accuracies, and averaged by how well they fit and by how large a rise is to be expected at all (Hoeting et al. 1999,
+scores, and averaged by how well they fit and by how large a rise is to be expected at all (Hoeting et al. 1999,
 Stat. Sci. 14). So the interval grows with the distance, by how far the laws disagree. benchmarks/labelling.py tries it.
+
+The score is that of the metric in force, each row's part in it being its share (`Metric.shares`): for accuracy whether
+it is right. A probe mostly starts lower than the model that is recommended and gains what that model has no room for,
+so gains are bounded by what is left above the latter (`best_possible`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from hf_transfer.statistics.metric import Metric
 
 FURTHER = (50, 100, 200)
 FEWEST = 10  # shots a class
@@ -30,11 +36,12 @@ EXPONENTS = (0.25, 0.5, 1.0)  # 1/2 and 1 are those of theory; Hestness et al. f
 WORTH = (4, 16, 64, 256)  # target labels
 HORIZON = 200  # further labels, after which
 UNDONE = 1 / 3  # of the source-only errors are undone or fewer, in two of three cases: what is thought before any look
-NOISE = 0.055  # over sqrt(shots): by which gains differ from draw to draw of labels, as seen on 1,000 test rows
+NOISE = 0.055  # over sqrt(shots): by which gains of accuracy differ from draw to draw, as seen on 1,000 test rows
 RESAMPLES = 300
 DRAWS = 4000
 TOO_FAR = 8  # times the labels at hand, beyond which nothing is said
 MISFIT = 0.01  # chance of so bad a fit if a law were true
+REPEATED = 20  # rows whose text others have too, by which labels are held against each other
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Expected:
 
     Attributes:
         further: labels, drawn at random from the target.
-        gain: in accuracy over that with the labels at hand, or None.
+        gain: in the score over that with the labels at hand, or None.
         low, high: its 95 % interval, for one such draw of labels; None with the gain.
         reason: why there is none, in words; empty where there is one.
     """
@@ -61,8 +68,10 @@ def learning_curve(
     target_features: np.ndarray,
     target_labels: np.ndarray,
     *,
+    by: Metric,
     seed: int,
     further: tuple[int, ...] = FURTHER,
+    room: float = 1.0,
 ) -> list[Expected]:
     """Return what each number of further target labels would likely buy a linear probe, one entry each.
 
@@ -73,8 +82,10 @@ def learning_curve(
         source_labels: (rows,) class indices.
         target_features: (shots, hidden) of the labelled target rows that training sees, never of test rows.
         target_labels: (shots,) class indices.
+        by: the metric in force.
         seed: of the splits and of the resampling.
         further: numbers of labels.
+        room: what a gain can be at most.
 
     Raises:
         ValueError: the shapes don't fit, or the source has no two classes.
@@ -87,25 +98,52 @@ def learning_curve(
     if least < FEWEST:
         reason = f"the rarest label has {least} labelled target rows; {FEWEST} of each are needed to see a trend"
         return [Expected(count, None, None, None, reason) for count in further]
-    sizes, right = accuracies(source_features, source_labels, target_features, target_labels, seed=seed)
-    return extrapolate(sizes, right, seed=seed, further=further)
+    sizes, shares = shares_by_size(source_features, source_labels, target_features, target_labels, by=by, seed=seed)
+    return extrapolate(sizes, shares, seed=seed, further=further, room=room)
 
 
-def accuracies(
+def best_possible(contents: np.ndarray, labels: np.ndarray, by: Metric) -> tuple[float, int]:
+    """Return the best score that labels allow, by those of equal texts, and how many rows have a text that others have.
+
+    A rule gives equal texts one label, so it is wrong where they have several. How often that is among rows of a text
+    that others have too is taken to be how often any row's label is noise. With fewer than REPEATED of them nothing is
+    measured, and the score is 1.
+
+    Args:
+        contents: (rows,) equal for equal texts.
+        labels: (rows,) class indices.
+        by: the metric in force. For others than accuracy the commonest label of each text may not be the best answer;
+            then the score is no less than the share of rows that a rule could get right.
+    """
+    _, text, rows = np.unique(contents, return_inverse=True, return_counts=True)
+    repeated = rows[text] > 1
+    if (count := int(repeated.sum())) < REPEATED:
+        return 1.0, count
+    of_text = np.zeros((len(rows), len(by.label_names)), dtype=int)
+    np.add.at(of_text, (text, labels), 1)
+    answers, true = of_text.argmax(axis=1)[text][repeated], labels[repeated]
+    return max(float((answers == true).mean()), by.score(answers, true)), count
+
+
+def shares_by_size(
     source_features: np.ndarray,
     source_labels: np.ndarray,
     target_features: np.ndarray,
     target_labels: np.ndarray,
     *,
+    by: Metric,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers of shots (sizes,), and whether a probe of so many others had a shot right (repeats, shots, sizes).
+    """Return numbers of shots (sizes,), and each shot's share in the score of probes that learned so many others.
+
+    The shares are (repeats, shots, sizes), their mean over the shots is the score, see `Metric.shares`.
 
     Args:
         source_features: (rows, hidden); of more than SOURCE some are drawn.
         source_labels: (rows,) class indices.
         target_features: (shots, hidden).
         target_labels: (shots,) class indices, of each at least FOLDS.
+        by: the metric in force.
         seed: of the splits.
     """
     from sklearn.model_selection import StratifiedKFold
@@ -115,8 +153,8 @@ def accuracies(
     centre, scale = source.mean(axis=0), source.std(axis=0) + 1e-6
     source, target = (source - centre) / scale, (target_features - centre) / scale
     sizes = np.array([round(share * len(target)) for share in SHARES])
-    right = np.empty((REPEATS, len(target), len(sizes)), dtype=bool)
-    right[:, :, 0] = fit_probe(source, source_y, target[:0], target_labels[:0]).predict(target) == target_labels
+    answers = np.empty((REPEATS, len(target), len(sizes)), dtype=int)
+    answers[:, :, 0] = fit_probe(source, source_y, target[:0], target_labels[:0]).predict(target)
     for repeat in range(REPEATS):
         folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed + repeat)
         for learned, tried in folds.split(target, target_labels):
@@ -124,39 +162,41 @@ def accuracies(
             for column, size in enumerate(sizes[1:], start=1):
                 rows = ordered[:size]
                 probe = fit_probe(source, source_y, target[rows], target_labels[rows])
-                right[repeat, tried, column] = probe.predict(target[tried]) == target_labels[tried]
-    return sizes, right
+                answers[repeat, tried, column] = probe.predict(target[tried])
+    shares = [[by.shares(by.statistics(column, target_labels)) for column in repeat.T] for repeat in answers]
+    return sizes, np.moveaxis(np.array(shares), 1, 2)
 
 
 def extrapolate(
-    sizes: np.ndarray, right: np.ndarray, *, seed: int, further: tuple[int, ...] = FURTHER
+    sizes: np.ndarray, shares: np.ndarray, *, seed: int, further: tuple[int, ...] = FURTHER, room: float = 1.0
 ) -> list[Expected]:
     """Return what each number of further labels would likely buy, given the learning curve of the labels at hand.
 
     Args:
         sizes: (sizes,) numbers of shots learned from, the first 0.
-        right: (repeats, shots, sizes) whether each shot, not learned from, was labelled correctly.
+        shares: (repeats, shots, sizes) of each shot, not learned from, in the score.
         seed: of the resampling.
         further: numbers of labels.
+        room: what a gain can be at most.
     """
     import scipy.stats
 
     rng = np.random.default_rng(seed)
-    shots, observed = right.shape[1], right.mean(axis=(0, 1))
-    precision = _precision(right, rng)
+    shots, observed = shares.shape[1], shares.mean(axis=(0, 1))
+    precision = _precision(shares, rng)
     laws = [_fit(sizes, observed, precision, c, n0, shots) for c in EXPONENTS for n0 in WORTH]
     fit = float(scipy.stats.chi2.sf(min(law.misfit + min(law.rise, 0.0) ** 2 / law.variance for law in laws),
                                     len(sizes) - 2))  # fmt: skip
     if fit < MISFIT:
         curve = ", ".join(f"{score:.1%} with {size}" for size, score in zip(sizes, observed, strict=True))
-        reason = f"accuracy does not rise by an inverse power law with the labels at hand: {curve}"
+        reason = f"the score does not rise by an inverse power law with the labels at hand: {curve}"
         return [Expected(count, None, None, None, reason) for count in further]
     rises = np.linspace(0.0, 1.0, 401)
     chances = np.stack([_log_chances(law, rises, 1 - observed[0]) for law in laws])
     chances = np.exp(chances - chances.max())
     drawn = rng.choice(chances.size, size=DRAWS, p=(chances / chances.sum()).ravel())
     law_drawn, rise_drawn = np.unravel_index(drawn, chances.shape)
-    noise = rng.normal(0.0, NOISE / np.sqrt(shots), DRAWS)
+    noise = rng.normal(0.0, NOISE * _weight(shares[:, :, -1]) ** 2 / np.sqrt(shots), DRAWS)
     out = []
     for count in further:
         if shots + count > TOO_FAR * shots:
@@ -165,14 +205,15 @@ def extrapolate(
             out.append(Expected(count, None, None, None, reason))
             continue
         gains = rises[rise_drawn] * np.array([law.share(shots, shots + count) for law in laws])[law_drawn]
-        low, high = np.percentile(gains + noise, [2.5, 97.5])
-        out.append(Expected(count, float(gains.mean()), float(low), float(high), ""))
+        low, high = np.percentile(np.minimum(gains + noise, room), [2.5, 97.5])
+        gain = min(float(np.minimum(gains, room).mean()), room)  # a mean of equal numbers may be rounded up
+        out.append(Expected(count, gain, float(low), float(high), ""))
     return out
 
 
 @dataclass(frozen=True)
 class _Law:
-    """An inverse power law fitted to the accuracies.
+    """An inverse power law fitted to the scores.
 
     Attributes:
         exponent, worth: c and n0.
@@ -216,16 +257,26 @@ def _fit(
     return _Law(exponent, worth, end, rise, covariance[1, 1], spread, float(rest @ precision @ rest))
 
 
-def _precision(right: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the inverse covariance of the accuracies, by resampling repeats and, for all sizes alike, shots.
+def _precision(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the inverse covariance of the scores, by resampling repeats and, for all sizes alike, shots.
 
     Sizes that agree on all shots would have none between them: it is taken to be that of half a shot at least.
     """
-    repeats, shots, sizes = right.shape
+    repeats, shots, sizes = shares.shape
     of_repeats = rng.multinomial(repeats, np.full(repeats, 1 / repeats), RESAMPLES) / repeats
     of_shots = rng.multinomial(shots, np.full(shots, 1 / shots), RESAMPLES) / shots
-    resampled = np.einsum("br,bn,rnm->bm", of_repeats, of_shots, right.astype(float), optimize=True)
+    resampled = np.einsum("br,bn,rnm->bm", of_repeats, of_shots, shares.astype(float), optimize=True)
     return np.linalg.inv(np.cov(resampled.T) + np.eye(sizes) / (2 * shots**2))
+
+
+def _weight(shares: np.ndarray) -> float:
+    """Return how far a row moves the score, as a multiple of how far it would move an accuracy of that height.
+
+    It is 1 for accuracy, more where few rows decide. NOISE grows with its square: such a row counts for more, and those
+    that teach as much are drawn more seldom (tried in benchmarks/README.md).
+    """
+    mean = shares.mean()
+    return float(shares.std() / np.sqrt(mean * (1 - mean))) if 0 < mean < 1 else 1.0
 
 
 def _log_chances(law: _Law, rises: np.ndarray, errors: float) -> np.ndarray:
@@ -234,7 +285,7 @@ def _log_chances(law: _Law, rises: np.ndarray, errors: float) -> np.ndarray:
     Args:
         law: as fitted.
         rises: from none to the horizon's labels.
-        errors: share of rows that the source alone has wrong.
+        errors: what the source alone leaves up to a score of 1.
     """
     likely = law.spread - (law.misfit + (rises - law.rise) ** 2 / law.variance) / 2
     expected = -((rises / (UNDONE * max(errors, 1e-3))) ** 2) / 2

@@ -10,9 +10,10 @@ from typing import Any
 
 from hf_transfer.arms import FROZEN, RANDOM, SOURCE_ONLY, TARGET_ONLY
 from hf_transfer.budget import duration
-from hf_transfer.choose import aligned, cell, number
+from hf_transfer.choose import aligned, cell, disagreements, number, recommendation, too_close
 from hf_transfer.controls import CONSTANT
 from hf_transfer.evaluation import small_test
+from hf_transfer.learning_curve import REPEATED
 from hf_transfer.report import LOW, recalls, with_interval
 from hf_transfer.results import write_atomically
 from hf_transfer.verdict import GAP
@@ -47,10 +48,14 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     """Return the verdict in words, the most important first; each word has one meaning, see `verdict`."""
     out = []
     if not facts["target_labels"]:
-        choice = facts["estimates"] and facts["estimates"]["recommended"]
-        out.append("There are no target labels to test on: scores and words are about the source's own test rows"
-                   + (f"; by estimates from the target's texts alone, which may err, {choice} fits it best." if choice
-                      else "."))  # fmt: skip
+        found, more = facts["estimates"], ""
+        if found and found["recommended"]:
+            more = f"; by estimates from the target's texts alone, which may err, {found['recommended']} fits it best"
+        elif found and found["undecided"]:
+            more = f"; {too_close(found)}"
+        out.append(
+            f"There are no target labels to test on: scores and words are about the source's own test rows{more}."
+        )
     out += [*_conflicts(facts), *_recommended(facts)]
     chosen = facts["verdict"]["recommended"]
     out += [_arm(facts, name) for name in dict.fromkeys(one["arm"] for one in facts["comparisons"]) if name != chosen]
@@ -306,15 +311,41 @@ def _calibration(facts: dict[str, Any]) -> list[list[str]]:
     return cells
 
 
-def _expected(found: list[dict[str, Any]]) -> list[list[str]]:
-    cells = [["further labels", "gain, points", "95 % interval"]]
-    for one in found:
+def _expected(facts: dict[str, Any]) -> list[list[str]]:
+    cells = [["further labels", f"gain, points of {facts['metric']['title']}", "95 % interval"]]
+    bound = facts["next"]["bound"]
+    for one in facts["next"]["expected"]:
         if one["gain"] is None:
             cells.append([f"{one['further']}", "not known", one["reason"]])
+            continue
+        gain, low, high = (100 * one[key] for key in ("gain", "low", "high"))
+        span = f"[{low:+.1f}, {high:+.1f}]"
+        if one["high"] < bound["room"]:
+            cells.append([f"{one['further']}", f"{gain:+.1f}", span])
+        elif one["low"] < bound["room"]:
+            cells.append([f"{one['further']}", f"{gain:+.1f}, {_at_most(bound)}", span])
         else:
-            low, high = 100 * one["low"], 100 * one["high"]
-            cells.append([f"{one['further']}", f"{100 * one['gain']:+.1f}", f"[{low:+.1f}, {high:+.1f}]"])
+            cells.append([f"{one['further']}", _at_most(bound), "the probe gains more than there is room for"])
     return cells
+
+
+def _at_most(bound: dict[str, Any]) -> str:
+    """Return what a gain is bounded by."""
+    return f"at most {100 * bound['room']:+.1f}: {100 * bound['now']:.1f} % now"
+
+
+def _bound(facts: dict[str, Any]) -> str:
+    """Return the line below the gains of further labels: what bounds them and how that is known."""
+    bound, title = facts["next"]["bound"], facts["metric"]["title"]
+    if bound["best"] < 1:
+        why = (f"labels of equal texts differ so often ({bound['repeated']:,} labelled rows of the target) that no "
+               f"rule can be above {100 * bound['best']:.1f} %")  # fmt: skip
+    elif bound["repeated"] >= REPEATED:
+        why = "100 % is the most there is"
+    else:
+        why = ("100 % is the most there is. How often labels are noise is not measured: fewer than "
+               f"{REPEATED} labelled rows of the target have a text that others have too")  # fmt: skip
+    return f"{_at_most(bound).capitalize()} ({facts['verdict']['recommended']}, {title}), and {why}."
 
 
 def _plan(facts: dict[str, Any]) -> list[list[str]]:
@@ -368,10 +399,10 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
                     *([f"{one['row']}", one["guess"], f"{100 * one['confidence']:.0f}"] for one in found[:WORST])],
                     "lines": [f"The first {min(WORST, len(found))} of {len(found)} in label_next.csv, with their "
                               "texts: unsure ones, no two alike. Any beginning of the list will do."]})  # fmt: skip
-    if found := facts["next"]["expected"]:
-        out.append({"title": "What further labels would likely buy", "table": _expected(found), "lines": [
+    if facts["next"]["expected"]:
+        out.append({"title": "What further labels would likely buy", "table": _expected(facts), "lines": [
             "Extrapolated from how a linear probe gains from the labelled target rows that training saw; a fine-tuned "
-            "model may gain more or less."]})  # fmt: skip
+            "model may gain more or less.", _bound(facts)]})  # fmt: skip
     if len(table := _calibration(facts)) > 1:
         out.append({"title": "Is its confidence right?", "table": table,
                     "lines": ["The temperature is fitted on held-out source rows."]})  # fmt: skip
@@ -397,16 +428,19 @@ def _estimates(found: dict[str, Any]) -> dict[str, Any]:
         rank = run["out"] or number(run["mean_rank"], ".1f")
         cells.append([run["name"], *(cell(name, value) for name, value in run["scores"].items()), rank])
     lines = [f"Estimates from {found['target']['texts']:,} unlabelled texts of the target; no label was read. "
-             "hf-transfer choose does the same for any runs."]  # fmt: skip
+             "hf-transfer choose does the same for any runs.",
+             recommendation(found), *disagreements(found)]  # fmt: skip
     for test in found["backtests"]:
         regret = test["scores"]["recommendation"]["regret"]
         off = ", ".join(f"{name.replace('_', ' ')} {100 * one['off']:.1f}"
                         for name, one in test["scores"].items() if one["off"] is not None)  # fmt: skip
         lines.append(
-            f"Back-test on {test['domain']}: the recommended arm was {number(regret and 100 * regret, '.1f')} "
-            "points under the best one there."
-            + (f" Estimates were off by (points, mean over the arms): {off}." if off else "")
-        )
+            f"Back-test on {test['domain']}: "
+            + ("no arm was recommended there." if regret is None else
+               f"the recommended arm was {100 * regret:.1f} points of {found['metric']['title']} under the best one "
+               "there.")
+            + (f" Estimates were off by (points of accuracy, mean over the arms): {off}." if off else "")
+        )  # fmt: skip
     if not found["backtests"]:
         lines.append("How far to trust them is not known: --backtest with a labelled table of another domain tells.")
     return {"title": "Estimates without target labels", "table": cells, "lines": lines}

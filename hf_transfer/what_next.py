@@ -11,9 +11,10 @@ from hf_transfer.begin import encode_rows
 from hf_transfer.candidates import learned_keys, score_texts
 from hf_transfer.features import frozen_copy, pooled_states
 from hf_transfer.labelling import next_rows
-from hf_transfer.learning_curve import learning_curve
+from hf_transfer.learning_curve import best_possible, learning_curve
 from hf_transfer.record import telling_layer
 from hf_transfer.results import Run, write_atomically
+from hf_transfer.statistics import metric
 from hf_transfer.texts import text_facts
 
 if TYPE_CHECKING:
@@ -28,16 +29,25 @@ FILE = "label_next.csv"
 def what_next(job: Comparison, run: Run, recommended: float | None) -> dict[str, Any]:
     """Return texts worth labelling, also written as a table, and the gain that further labels would likely bring.
 
-    No test row is looked at: the texts are of the target's unlabelled ones, and the gain is estimated from the labelled
-    target rows that training may see.
+    No test row is looked at for either: the texts are of the target's unlabelled ones, and the gain is estimated from
+    the labelled target rows that training may see. What bounds the gain is known from all labelled target rows.
 
     Args:
         job: a comparison; without unlabelled texts, or without such rows, what needs them is left out.
         run: of its best arm, which is unsure of some texts and not of others.
         recommended: score of the arm that is recommended; without one nothing is said of what further labels bring.
+
+    Returns:
+        `texts`, `expected` (see `learning_curve`) and, where anything is expected, its `bound`: the score `now`, the
+        `best` that labels allow, the rows whose text others have (`repeated`), by which that is known, and the `room`.
     """
     rng = np.random.default_rng(job.arguments.train.seed)
-    return {"texts": _texts(job, run, rng), "expected": [] if recommended is None else _expected(job, rng)}
+    out: dict[str, Any] = {"texts": _texts(job, run, rng), "expected": [], "bound": None}
+    if recommended is not None:
+        bound = _bound(job, recommended)
+        if expected := _expected(job, rng, bound["room"]):
+            out |= {"expected": expected, "bound": bound}
+    return out
 
 
 def _sample(rows: Dataset, most: int, rng: np.random.Generator) -> Dataset:
@@ -79,7 +89,19 @@ def _texts(job: Comparison, run: Run, rng: np.random.Generator) -> list[dict[str
     return table
 
 
-def _expected(job: Comparison, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _bound(job: Comparison, recommended: float) -> dict[str, Any]:
+    """Return what bounds a gain over the recommended arm's score."""
+    target, contents, labels = job.domains.facts["target"], [], []
+    for rows in (job.domains.train, job.domains.validation, job.domains.target_test):
+        own = rows.select(np.flatnonzero(np.array(rows["domain"][:]) == target))
+        contents.append(text_facts(own)["content"])
+        labels.append(np.array(own["label"][:], dtype=int))
+    by = metric.load(job.setup.metric, job.domains.label_names)
+    best, repeated = best_possible(np.concatenate(contents), np.concatenate(labels), by)
+    return {"now": recommended, "best": best, "repeated": repeated, "room": max(0.0, best - recommended)}
+
+
+def _expected(job: Comparison, rng: np.random.Generator, room: float) -> list[dict[str, Any]]:
     train = job.domains.train
     own = np.array(train["domain"][:]) == job.domains.facts["target"]
     if not own.any() or own.all():
@@ -87,6 +109,6 @@ def _expected(job: Comparison, rng: np.random.Generator) -> list[dict[str, Any]]
     shots, source = train.select(np.flatnonzero(own)), _sample(train.select(np.flatnonzero(~own)), SOURCE, rng)
     found = learning_curve(
         _features(job, source), np.array(source["label"][:]), _features(job, shots), np.array(shots["label"][:]),
-        seed=job.arguments.train.seed,
+        by=metric.load(job.setup.metric, job.domains.label_names), seed=job.arguments.train.seed, room=room,
     )  # fmt: skip
     return [asdict(one) for one in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,16 @@ from conftest import write_table
 from test_label_prior import reviews
 
 from hf_transfer import judging, label_free
-from hf_transfer.choose import choose_run
+from hf_transfer.candidates import Finished, Target
+from hf_transfer.choose import by_labels, choose_run, facts_of, report, sentence
 from hf_transfer.cli import main
 from hf_transfer.errors import UserError
 from hf_transfer.held_out import HeldOut
 from hf_transfer.label_free import Candidate, Score, collapsed, weighted_validation
 from hf_transfer.predict import predict_rows
+from hf_transfer.report import with_interval
+from hf_transfer.results import load_run
+from hf_transfer.statistics import metric
 
 NAMES = ["agreement", "entropy", "neighbourhood_density", "reverse_validation", "source_validation",
          "thresholded_confidence", "weighted_validation"]  # fmt: skip
@@ -279,20 +284,22 @@ def test_bad_runs_are_never_recommended(made, tmp_path, capsys):
         frame = pd.read_csv(scored)
         assert test["accuracy"][name] == pytest.approx((frame["prediction"] == frame["label"]).mean())
         assert f"{name} {test['accuracy'][name]:.1%}" in said
-    best = max(test["accuracy"].values())
-    assert test["accuracy"]["clean"] == best > 0.8
+    assert test["accuracy"]["clean"] == max(test["accuracy"].values()) > 0.8
+    best = max(test["metric"].values())
     assert test["recommended"] == "clean"
     assert test["scores"]["recommendation"]["regret"] == 0
-    assert test["scores"]["source_validation"]["regret"] == pytest.approx(best - test["accuracy"]["constant"])
+    assert test["scores"]["source_validation"]["regret"] == pytest.approx(best - test["metric"]["constant"])
     assert "back-test on dvd: Spearman" in said
     assert 0 < test["scores"]["agreement"]["off"] < 0.5
     assert "off by, points" in said
+    assert "the runs report different metrics (macro-F1, accuracy)" in said, "the collapsed one's labels are skewed"
 
 
 @pytest.mark.recipe
 def test_a_back_test_counts_pairs_as_kendall_does():
     scores = table(source_validation=(0.9, 0.8, 0.7), entropy=(0.1, 0.3, 0.2), agreement=(0.5, 0.5, 0.5))
-    on = judging.Judged(scores, {}, ["", "", "gone"], [1.0, 2.0, None], 1, [0.6, 0.9, 0.7])
+    accuracy = [0.6, 0.9, 0.7]
+    on = judging.Judged(scores, {}, ["", "", "gone"], [1.0, 2.0, None], 1, accuracy, accuracy)
     found = judging.tested(on)
     assert found["source_validation"]["spearman"] == pytest.approx(-0.5)  # ranks 3 2 1 against 1 3 2
     assert found["source_validation"]["kendall"] == pytest.approx(-1 / 3)  # one pair of three in order
@@ -305,6 +312,220 @@ def test_a_back_test_counts_pairs_as_kendall_does():
     assert found["entropy"]["off"] is None, "it is no estimate of accuracy"
     assert found["reverse_validation"] == {"spearman": None, "kendall": None, "regret": None, "off": None}
     assert found["recommendation"]["regret"] == 0
+    # order and regret go by the metric that the runs report, `off` by accuracy, which is what is estimated
+    other = judging.tested(replace(on, metric=[0.5, 0.2, 0.3]))
+    assert other["source_validation"]["spearman"] == pytest.approx(0.5)
+    assert other["source_validation"]["kendall"] == pytest.approx(1 / 3)
+    assert other["source_validation"]["regret"] == 0
+    assert other["recommendation"]["regret"] == pytest.approx(0.3)
+    assert [one["off"] for one in other.values()] == [one["off"] for one in found.values()]
+
+
+# what back-tests say of the estimates
+
+
+def planned(ranks, **scores):
+    """What is found of three runs; the third is out."""
+    chosen = judging.best_rank(ranks, table(**scores)["source_validation"])
+    return judging.Judged(table(**scores), dict.fromkeys(NAMES, 0.0), ["", "", "it shows no learning"], ranks, chosen,
+                          None, None)  # fmt: skip
+
+
+def back_test(**off):
+    """A labelled domain on which the scores of the first two runs were off by so much."""
+    estimates = {name: (0.8 + value, 0.8 - value, 0.5) for name, value in off.items()}
+    return replace(planned([1.0, 2.0, None], **estimates), accuracy=[0.8, 0.8, 0.5], metric=[0.8, 0.7, 0.3])
+
+
+def said_of(made, here, *backtests):
+    folders, _ = made
+    runs = [load_run(folder) for folder in (folders[2], folders[1], folders[0])]
+    finished = [Finished(run.folder.name, run, NO_ROWS, None) for run in runs]
+    targets = [Target(name, ["a text"], np.empty(0), None, []) for name in ("kitchen", "dvd", "toys")]
+    by = metric.load("accuracy", runs[0].label_names)
+    facts = facts_of(finished, targets[: 1 + len(backtests)], [here, *backtests], by, [0.0] * 3, [])
+    json.dumps(facts)
+    assert sentence(facts) in report(facts)
+    return facts, sentence(facts).splitlines()
+
+
+VOTES = {"source_validation": (0.90, 0.88, 0.5), "agreement": (0.85, 0.82, 0.5), "entropy": (0.1, 0.3, 0.0)}
+RANKS = [1.0, 2.0, None]
+
+
+@pytest.mark.recipe
+def test_runs_whose_estimates_are_closer_than_they_were_off_are_not_told_apart(made):
+    here = planned(RANKS, **VOTES)
+    facts, (first, *_) = said_of(made, here, back_test(source_validation=0.025, agreement=0.04))
+    assert facts["recommended"] is None
+    assert facts["undecided"]["runs"] == ["clean", "flipped"]
+    assert first == ("No run is recommended: the estimates of clean and flipped differ by less than they were off in "
+                     "back-tests (2.5 to 4.0 points).")  # fmt: skip
+    # the most of several back-tests counts
+    more = [back_test(source_validation=0.001, agreement=0.001), back_test(source_validation=0.03, agreement=0.03)]
+    assert said_of(made, here, *more)[1][0].endswith("off in back-tests (3.0 points).")
+    # one score that tells them apart is enough, and one of which nothing is known does
+    for off in ({"source_validation": 0.01, "agreement": 0.04}, {"agreement": 0.04}):
+        facts, (first, *_) = said_of(made, here, back_test(**off))
+        assert facts["recommended"] == "clean"
+        assert facts["undecided"] is None
+        assert first == "Recommended: clean, mean rank 1.0 over the scores that vote (flipped 2.0)."
+    # what has no vote tells nothing
+    close = planned(RANKS, **VOTES | {"agreement": (0.85, 0.82, None), "reverse_validation": (0.9, None, None)})
+    assert said_of(made, close, back_test(source_validation=0.025, agreement=0.04))[0]["undecided"]
+
+
+@pytest.mark.recipe
+def test_without_back_tests_it_says_that_nothing_is_known_of_how_far_the_estimates_are_off(made):
+    facts, (first, *_) = said_of(made, planned(RANKS, **VOTES))
+    assert facts["recommended"] == "clean"
+    assert first.endswith("(flipped 2.0); how far the estimates are off is not known (--backtest tells).")
+    # a back-test where no run was fit tells as little
+    unfit = replace(back_test(source_validation=0.5, agreement=0.5), out=["a", "b", "c"])
+    facts, (first, *_) = said_of(made, planned(RANKS, **VOTES), unfit)
+    assert facts["recommended"] == "clean"
+    assert first.endswith("how far the estimates are off is not known (all runs were out in the back-tests).")
+
+
+@pytest.mark.recipe
+def test_estimates_of_one_run_that_disagree_are_said(made):
+    apart = planned(RANKS, source_validation=(0.9, 0.7, 0.9), agreement=(0.6, 0.65, 0.1),
+                    weighted_validation=(0.75, 0.7, 0.9), neighbourhood_density=(9.0, 2.0, 0.0))  # fmt: skip
+    off = {"source_validation": 0.1, "agreement": 0.05, "weighted_validation": 0.01}
+    facts, lines = said_of(made, apart, back_test(**off))
+    assert facts["disagreements"] == [
+        {"run": "clean", "scores": {"agreement": {"value": 0.6, "off": pytest.approx(0.05)},
+                                    "source_validation": {"value": 0.9, "off": pytest.approx(0.1)}}}
+    ]  # fmt: skip
+    assert lines[-1] == (
+        "clean: two estimates of its accuracy disagree by more than they were off in back-tests: "
+        "agreement 60.0% (off by 5.0 points) against source validation 90.0% (off by 10.0 points)."
+    )
+    # nearer than both errors together, or by errors that nobody knows
+    assert said_of(made, apart, back_test(source_validation=0.26, agreement=0.2, weighted_validation=0.1))[1][1:] == [
+        "Out: constant, it shows no learning."
+    ]
+    assert said_of(made, apart)[0]["disagreements"] == []
+
+
+# labelled target rows
+
+
+@pytest.fixture(scope="module")
+def aimed(made, tiny, recipe, tmp_path_factory):
+    """Two runs tested on labelled rows whose labels are turned round: the run that is worse elsewhere is better."""
+    folders, _ = made
+    folder = tmp_path_factory.mktemp("aimed")
+    turned = {"positive": "negative", "negative": "positive"}
+    target = [row | {"label": turned[row["label"]]} for row in reviews(120, 0.5, 6, ("screen", "cable"))]
+    target = str(write_table(folder / "turned.jsonl", target))
+    out = []
+    for name in ("clean", "flipped"):
+        source = str(Path(folders[0]).parent.parent / f"{name}.jsonl")
+        run = recipe(["--model", str(tiny), "--method", "frozen", "--frozen_layer", "2", "--source", source,
+                      "--target", target, "--output_dir", str(folder / name), "--max_length", "32", "--quiet",
+                      "--class_weights", "none", *(["--metric", "macro_f1"] if name == "flipped" else [])])  # fmt: skip
+        out.append(str(run.folder))
+    return out
+
+
+def chosen(folders, target, folder, **options):
+    said = choose_run(folders, target, output_dir=str(folder), quiet=True, **options)
+    return said, json.loads((folder / "choose.json").read_text())
+
+
+@pytest.mark.recipe
+def test_labelled_target_scores_are_shown_and_not_used(made, aimed, tmp_path):
+    _, tables = made
+    said, facts = chosen(aimed, tables["kitchen"], tmp_path / "one")
+    assert facts["recommended"] == "clean"
+    scores = {}
+    for folder, one in zip(aimed, facts["runs"], strict=True):
+        found = json.loads((Path(folder) / "run.json").read_text())["metrics"]["target_test"]
+        own = one["labelled"]
+        assert own["target"] == "turned"
+        assert own["metric"] == {"clean": "accuracy", "flipped": "macro_f1"}[one["name"]]
+        assert (own["score"], own["interval"]) == (found[own["metric"]], found["intervals"][own["metric"]])
+        assert own["rows"] == 120
+        scores[one["name"]] = with_interval(found["macro_f1"], found["intervals"]["macro_f1"])
+        assert with_interval(own["score"], own["interval"]) in said
+    lines = said.splitlines()
+    (place,) = [i for i, line in enumerate(lines) if line.startswith("Recommended: clean")]
+    assert lines[place + 1] == (
+        f"By labelled rows of turned, which were not used, flipped is better than clean: "
+        f"{scores['flipped']} % macro-F1 against {scores['clean']}; the intervals are apart."
+    )
+    header = next(line for line in lines if line.startswith("| run "))
+    assert "labelled turned, accuracy % (not used)" in header
+    assert "labelled turned, macro-F1 % (not used)" in header
+    assert "the runs report different metrics (accuracy, macro-F1)" in said
+    assert "The labelled rows of turned were tested when the runs were made, and are not chosen by" in said
+    # the same choice, whatever the labels say
+    for folder, value in ((tmp_path / "a", 0.99), (tmp_path / "b", 0.01)):
+        copies = [shutil.copytree(run, folder / Path(run).name) for run in aimed]
+        file = folder / "clean" / "run.json"
+        content = json.loads(file.read_text())
+        content["metrics"]["target_test"]["macro_f1"] = value
+        file.write_text(json.dumps(content))
+        again, changed = chosen([str(copy) for copy in copies], tables["kitchen"], folder / "out")
+        assert [(run["scores"], run["mean_rank"]) for run in changed["runs"]] == [
+            (run["scores"], run["mean_rank"]) for run in facts["runs"]
+        ]
+        assert changed["recommended"] == "clean"
+        assert ("By labelled rows of turned" in again) == (value == 0.01)
+
+
+@pytest.mark.recipe
+def test_runs_without_labelled_target_rows_have_no_such_column(made):
+    folders, tables = made
+    said = choose_run(folders[1:], tables["kitchen"], quiet=True)
+    assert "labelled" not in next(line for line in said.splitlines() if line.startswith("| run "))
+    assert "By labelled rows" not in said
+    assert "how far the estimates are off is not known (--backtest tells)" in said
+
+
+def test_which_run_labels_prefer():
+    def of(score, low, high):
+        return {"target": "kitchen", "compared": {"score": score, "interval": [low, high]}}
+
+    runs = [{"name": "a", "labelled": of(0.8, 0.78, 0.82)}, {"name": "b", "labelled": of(0.83, 0.81, 0.85)},
+            {"name": "c", "labelled": None}]  # fmt: skip
+    facts = {"metric": {"title": "accuracy"}, "recommended": "a", "runs": runs}
+    begin = "By labelled rows of kitchen, which were not used, b is "
+    assert by_labels(facts) == [f"{begin}better than a: 83.0 [81.0, 85.0] % accuracy against 80.0 [78.0, 82.0]; "
+                                "higher, but the intervals overlap."]  # fmt: skip
+    runs[1]["labelled"] = of(0.9, 0.88, 0.92)
+    assert by_labels(facts)[0].endswith("the intervals are apart.")
+    assert by_labels(facts | {"recommended": "b"}) == []
+    assert by_labels(facts | {"recommended": "c"}) == [], "it has none to hold against"
+    assert by_labels(facts | {"recommended": None}) == [f"{begin}the best: 90.0 [88.0, 92.0] % accuracy."]
+
+
+@pytest.mark.recipe
+def test_back_tests_go_by_the_metric_of_the_runs(made, aimed, tmp_path):
+    from sklearn.metrics import f1_score
+
+    _, tables = made
+    rare = reviews(300, 0.15, 8, ("screen", "cable"))
+    rare = str(write_table(tmp_path / "rare.jsonl", rare))
+    said, facts = chosen(aimed, tables["kitchen"], tmp_path / "out", backtest=[rare])
+    assert facts["metric"] == {"name": "macro_f1", "title": "macro-F1"}
+    (test,) = facts["backtests"]
+    for folder in aimed:
+        name, scored = Path(folder).name, tmp_path / "scored.csv"
+        predict_rows(folder, rare, str(scored), quiet=True)
+        frame = pd.read_csv(scored)
+        assert test["accuracy"][name] == pytest.approx((frame["prediction"] == frame["label"]).mean())
+        true = f1_score(frame["label"], frame["prediction"], average="macro")
+        assert test["metric"][name] == pytest.approx(true)
+        assert f"{name} {true:.1%}" in said
+        scored.unlink()
+    assert "macro-F1 is " in said
+    assert "regret, points of macro-F1" in said
+    assert "off by, points of accuracy" in said
+    assert "Order (Spearman, Kendall) and regret go by macro-F1" in said
+    best = max(test["metric"].values())
+    assert test["scores"]["recommendation"]["regret"] == pytest.approx(best - test["metric"][test["recommended"]])
 
 
 @pytest.mark.recipe

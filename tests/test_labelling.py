@@ -8,17 +8,23 @@ import numpy as np
 import pytest
 import scipy.special
 from sklearn.cluster import kmeans_plusplus
+from sklearn.metrics import f1_score
 
 from hf_transfer.labelling import next_rows
 from hf_transfer.learning_curve import (
+    REPEATED,
     SHARES,
     _mixed,
-    accuracies,
+    best_possible,
     extrapolate,
     fit_probe,
     learning_curve,
+    shares_by_size,
     shot_weights,
 )
+from hf_transfer.statistics import metric
+
+ACCURACY, MACRO_F1 = (metric.load(name, ["no", "yes"]) for name in ("accuracy", "macro_f1"))
 
 
 def planted(clusters=10, each=30, classes=2, hidden=16, spread=0.02, seed=0):
@@ -219,10 +225,10 @@ def two_domains(source=300, shots=40, turn=1.0, hidden=8, seed=0):
 
 def test_the_curve_needs_source_and_shots_only():
     source, source_labels, pool, pool_labels = two_domains(shots=1200)
-    told = learning_curve(source, source_labels, pool[:80], pool_labels[:80], seed=1)
+    told = learning_curve(source, source_labels, pool[:80], pool_labels[:80], by=ACCURACY, seed=1)
     assert [one.further for one in told] == [50, 100, 200]
-    assert told == learning_curve(source, source_labels, pool[:80], pool_labels[:80], seed=1)
-    assert told != learning_curve(source, source_labels, pool[:80], pool_labels[:80], seed=2)
+    assert told == learning_curve(source, source_labels, pool[:80], pool_labels[:80], by=ACCURACY, seed=1)
+    assert told != learning_curve(source, source_labels, pool[:80], pool_labels[:80], by=ACCURACY, seed=2)
     centre, scale = source.mean(axis=0), source.std(axis=0)
     source, pool = (source - centre) / scale, (pool - centre) / scale
 
@@ -234,11 +240,110 @@ def test_the_curve_needs_source_and_shots_only():
         assert one.low <= score(80 + one.further) - score(80) <= one.high
 
 
+def test_with_accuracy_the_numbers_are_those_of_right_and_wrong():
+    """As they were when the curve knew of accuracy alone."""
+    source, source_labels, pool, labels = two_domains(shots=1200)
+    told = learning_curve(source, source_labels, pool[:80], labels[:80], by=ACCURACY, seed=1)
+    assert [(one.gain, one.low, one.high) for one in told] == [
+        pytest.approx(numbers, abs=1e-9) for numbers in (
+            (0.005106673194156807, -0.009152219877087229, 0.022406326299387228),
+            (0.008722281440591992, -0.007955391759791151, 0.03536534157384108),
+            (0.013787808247717076, -0.006940985878000716, 0.05644278026356264),
+        )
+    ]  # fmt: skip
+    right = curve_of(sizes_of(64), power_law(), np.random.default_rng(11), 64)
+    last = extrapolate(sizes_of(64), right, seed=3)[-1]
+    numbers = (0.026107276000560814, -0.0063357190726418215, 0.09184751020920033)
+    assert (last.gain, last.low, last.high) == pytest.approx(numbers, abs=1e-9)
+
+
+def test_no_gain_goes_beyond_the_room_that_is_left():
+    right = curve_of(sizes_of(64), power_law(0.95, 1.4, 16, 0.5), np.random.default_rng(2), 64)
+    free = extrapolate(sizes_of(64), right, seed=0)
+    assert free[-1].gain > 0.03
+    assert free[-1].high > 0.1
+    assert free == extrapolate(sizes_of(64), right, seed=0, room=0.5)
+    for room in (0.027, 0.001, 0.0):  # 97.3 % now, say
+        for one, before in zip(extrapolate(sizes_of(64), right, seed=0, room=room), free, strict=True):
+            assert one.low == min(before.low, room) <= one.high == min(before.high, room)
+            assert 0 <= one.gain <= min(before.gain, room)
+
+
+def skewed(rows, seed, turn, share=0.15):
+    """Two classes, `share` of the rows of the second one; what tells them apart is turned by `turn`."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(rows) < share).astype(int)
+    features = rng.normal(size=(rows, 8))
+    features[:, 0] += 6 * np.cos(turn) * labels
+    features[:, 1] += 6 * np.sin(turn) * labels
+    return features, labels
+
+
+def test_the_curve_of_a_skewed_target_goes_by_macro_f1():
+    (source, known), (target, labels) = skewed(600, 0, 0.0), skewed(6000, 2, 1.3)
+    shots, own = target[:150], labels[:150]
+    _, shares = shares_by_size(source, known, shots, own, by=MACRO_F1, seed=0)
+    _, right = shares_by_size(source, known, shots, own, by=ACCURACY, seed=0)
+    centre, scale = source.mean(axis=0), source.std(axis=0) + 1e-6
+    source, target = (source - centre) / scale, (target - centre) / scale
+    answers = fit_probe(source, known, target[:0], own[:0]).predict(target[:150])
+    assert shares[:, :, 0].mean() == pytest.approx(f1_score(own, answers, average="macro"))
+    assert right[:, :, 0].mean() == pytest.approx((answers == own).mean())
+    rises = [one[:, :, -1].mean() - one[:, :, 0].mean() for one in (shares, right)]
+    assert rises[0] > 0.3 > 0.2 > rises[1] > 0, "what labels bring is the rare one's"
+
+    held, off, widths = [], [], {MACRO_F1.name: [], ACCURACY.name: []}
+    for seed in range(8):
+        drawn = np.random.default_rng(seed).permutation(2000)
+
+        def score(count, drawn=drawn):
+            probe = fit_probe(source, known, target[drawn[:count]], labels[drawn[:count]])
+            return MACRO_F1.score(probe.predict(target[2000:]), labels[2000:])
+
+        for by in (MACRO_F1, ACCURACY):
+            few = drawn[:150]
+            curve = shares_by_size(source, known, target[few], labels[few], by=by, seed=seed)
+            for one in extrapolate(*curve, seed=seed, further=(50, 200)):
+                widths[by.name].append(one.high - one.low)
+                if by is MACRO_F1:
+                    gain = score(150 + one.further) - score(150)
+                    held.append(one.low <= gain <= one.high)
+                    off.append(one.gain - gain)
+    assert np.mean(held) >= 0.85
+    assert abs(np.mean(off)) < 0.02
+    assert np.mean(widths[MACRO_F1.name]) > 1.5 * np.mean(widths[ACCURACY.name]), "a few rows decide it"
+
+
+def test_label_noise_bounds_what_labels_can_bring():
+    labels = np.array([0, 0, 1] * 10 + [1, 0] * 30)  # of ten texts three rows each, the others are there once
+    contents = np.r_[np.repeat(np.arange(10), 3), 100 + np.arange(60)]
+    best, repeated = best_possible(contents, labels, ACCURACY)
+    assert (best, repeated) == (pytest.approx(20 / 30), 30), "of rows that tell, not of all"
+    assert best_possible(contents, labels, MACRO_F1) == (pytest.approx(20 / 30), 30)
+    mixed = np.random.default_rng(0).permutation(len(labels))
+    assert best_possible(contents[mixed], labels[mixed], ACCURACY) == (pytest.approx(20 / 30), 30)
+    assert best_possible(contents, np.zeros(90, dtype=int), ACCURACY) == (1.0, 30), "measured, and there is none"
+    # from REPEATED rows on, below it is not measured
+    pairs = np.repeat(np.arange(REPEATED // 2), 2)
+    assert best_possible(pairs, np.arange(len(pairs)) % 2, ACCURACY) == (0.5, REPEATED)
+    assert best_possible(pairs[:-1], np.arange(len(pairs) - 1) % 2, ACCURACY) == (1.0, REPEATED - 2)
+    assert best_possible(pairs[:0], pairs[:0], ACCURACY) == (1.0, 0)
+
+
+def test_noise_among_rare_labels_costs_more_macro_f1_than_accuracy_but_is_bounded_by_the_latter():
+    by = [metric.load(name, ["a", "b", "c"]) for name in ("accuracy", "macro_f1")]
+    # two large classes that can't be told apart, a third one that can
+    contents, labels = np.repeat(np.arange(40), 2), np.r_[np.tile([0, 1], 30), np.full(20, 2)]
+    accuracy, macro_f1 = (best_possible(contents, labels, one)[0] for one in by)
+    assert accuracy == pytest.approx(50 / 80)
+    assert macro_f1 == max(accuracy, f1_score(labels, np.where(labels == 2, 2, 0), average="macro"))
+
+
 def test_too_few_shots_get_a_reason():
     source, source_labels, target, labels = two_domains(shots=40)
     few = np.r_[np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:9]]
     for rows in (few, few[:20], few[:0]):
-        for one in learning_curve(source, source_labels, target[rows], labels[rows], seed=0):
+        for one in learning_curve(source, source_labels, target[rows], labels[rows], by=ACCURACY, seed=0):
             assert one.gain is None
             assert f"{9 if len(rows) == 29 else 0} labelled target rows; 10 of each" in one.reason
 
@@ -247,10 +352,11 @@ def test_a_shot_is_tried_only_by_probes_that_did_not_learn_it():
     source, source_labels, target, labels = two_domains(hidden=200)
     rng = np.random.default_rng(9)
     target, labels = rng.normal(size=target.shape), rng.permutation(labels)  # nothing to learn but by heart
-    sizes, right = accuracies(source, source_labels, target, labels, seed=0)
+    sizes, shares = shares_by_size(source, source_labels, target, labels, by=ACCURACY, seed=0)
     assert sizes.tolist() == [0, 5, 10, 20, 30]
-    assert right.shape == (5, 40, 5)
-    assert right.mean(axis=(0, 1)).max() < 0.75
+    assert shares.shape == (5, 40, 5)
+    assert shares.mean(axis=(0, 1)).max() < 0.75
+    assert np.minimum(abs(shares), abs(shares - 1)).max() < 1e-9, "whether a shot is right"
 
 
 def test_every_beginning_has_the_labels_in_their_shares():
@@ -271,6 +377,6 @@ def test_shots_weigh_the_geometric_mean():
 
 def test_a_source_of_one_class_is_refused():
     with pytest.raises(ValueError, match="two classes"):
-        learning_curve(np.ones((5, 2)), np.zeros(5), np.ones((40, 2)), np.arange(40) % 2, seed=0)
+        learning_curve(np.ones((5, 2)), np.zeros(5), np.ones((40, 2)), np.arange(40) % 2, by=ACCURACY, seed=0)
     with pytest.raises(ValueError, match="same rows"):
-        learning_curve(np.ones((5, 2)), np.zeros(4), np.ones((40, 2)), np.arange(40) % 2, seed=0)
+        learning_curve(np.ones((5, 2)), np.zeros(4), np.ones((40, 2)), np.arange(40) % 2, by=ACCURACY, seed=0)
