@@ -133,7 +133,7 @@ def _arm(facts: dict[str, Any], arm: str) -> str:
         by = f", by {values[0]:.1f}" + (f" to {values[-1]:.1f} points" if len(there) > 1 else " points")
         who = f"all {len(there)} controls" if len(there) == len(mine) > 1 else ", ".join(there)
         parts.append(f"{said} {who}" + (by if word != "no difference shown" else ""))
-    apart = [name for name in lost if mine[name]["word"] == "hurts"]
+    apart = [name for name in mine if name in lost and mine[name]["word"] == "hurts"]
     if apart:
         whose = "the arm" if _named(facts, arm)["collapsed"] else "the control"
         parts.append(f"against {', '.join(apart)} can't be told: {whose} learned nothing")
@@ -141,9 +141,11 @@ def _arm(facts: dict[str, Any], arm: str) -> str:
         if one["effect"]["low"] <= 0:
             how = "below" if one["effect"]["high"] < 0 else "not shown above"
             parts.append(f"{how} the {_words(facts, one['control'])}, {_span(one['effect'], '+')} points")
-    worse = [name for name, effect in mine.items() if effect["word"] == "hurts" and name not in {*TRAINED, *lost}]
+    others = [name for name in mine if name not in {*TRAINED, CONSTANT, *lost}]
+    worse = any(mine[name]["word"] == "hurts" for name in others)
     negative = "negative transfer, " if worse and facts["target_labels"] else ""
-    return f"{arm}: {negative}{'; '.join(parts)}."
+    by = f" (by {facts['metric']['title']})" if facts["verdict"]["conflicts"] else ""
+    return f"{arm}{by}: {negative}{'; '.join(parts)}."
 
 
 def _pretraining(facts: dict[str, Any]) -> list[str]:
