@@ -319,7 +319,7 @@ def test_a_larger_budget_goes_on_with_what_was_left_out_and_with_more_epochs(fol
 
     with monkeypatch.context() as patch:
         rmtree = shutil.rmtree
-        patch.setattr("hf_transfer.compare.shutil.rmtree", killed)
+        patch.setattr("hf_transfer.arm_runs.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             compare([*words, "--budget", "2h"])
     assert (where / "longer" / "full-seed3" / "run.json").is_file()

@@ -103,8 +103,8 @@ def test_what_is_below_a_constant_is_never_recommended(verdicts):
     said = sentences(facts)
     assert said[0].endswith("--metric accuracy decides here.")
     assert said[1].startswith(
-        "Nothing is recommended: on 400 rows of target no arm and no control is shown to be above what reads no text at "
-        "all (commonest label of the target: 64.2 % accuracy)"
+        "Nothing is recommended: on 400 rows of target no arm and no control is shown to be above what reads no "
+        "text at all (commonest label of the target: 64.2 % accuracy)"
     )
     assert "below the commonest label of the target, -9.0 [-16.6, -1.3] points" in line(facts, "frozen")
     assert "helps (" not in " ".join(said)
