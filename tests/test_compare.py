@@ -444,16 +444,15 @@ def test_planted_negative_transfer(kind, folder, tmp_path):
                           output_dir=str(tmp_path / "out"), target_shots="100", num_train_epochs="3",
                           tune=trials))  # fmt: skip
     facts = json.loads((where / "verdict.json").read_text())
-    words = {(one["arm"], one["control"]): one["accuracy"]["word"] for one in facts["comparisons"]}
+    words = {(one["arm"], one["control"]): one["effect"]["word"] for one in facts["comparisons"]}
     assert words["full", "tfidf on the target"] == "hurts"
     assert words["frozen", "tfidf on the target"] == "hurts"
     assert ("full", TARGET_ONLY) in words
     assert not facts["verdict"]["adapt"]
     assert facts["verdict"]["recommended"] == "tfidf on the target"
     assert "Negative transfer: full is worse than tfidf on the target" in (where / "verdict.md").read_text()
-    assert [one["further"] for one in facts["next"]["expected"]] == [50, 100, 200]
-    assert facts["next"]["texts"] == []
-    assert "What further labels would likely buy" in (where / "verdict.md").read_text()
+    assert facts["next"] == {"texts": [], "expected": [], "bound": None}, "no arm helps: nothing is promised"
+    assert "What further labels would likely buy" not in (where / "verdict.md").read_text()
     only = load_run(where / "runs" / f"{TARGET_ONLY}-seed3")
     for name in ("full", RANDOM):
         tuned = load_run(where / "runs" / f"{name}-seed3").choices.get("tuned", {"trials": []})
@@ -495,13 +494,22 @@ def test_how_far_estimates_were_off_is_said_where_it_is_known():
         "scores": ["agreement"],
         "runs": [],
         "target": {"texts": 100},
+        "metric": {"title": "macro-F1"},
+        "recommended": None,
+        "undecided": {"runs": ["lora", "full"], "off": {"agreement": 0.051}},
+        "disagreements": [{"run": "full", "scores": {"agreement": {"value": 0.9, "off": 0.051}}}],
         "backtests": [{"domain": "dvd", "scores": scores}],
     }
-    (_, line) = _estimates(found)["lines"]
-    assert line == ("Back-test on dvd: the recommended arm was 2.0 points under the best one there. "
-                    "Estimates were off by (points, mean over the arms): agreement 5.1.")  # fmt: skip
+    (_, first, apart, line) = _estimates(found)["lines"]
+    assert first == ("No run is recommended: the estimates of lora and full differ by less than they were off in "
+                     "back-tests (5.1 points).")  # fmt: skip
+    assert apart.startswith("full: two estimates of its accuracy disagree by more than they were off")
+    assert line == ("Back-test on dvd: the recommended arm was 2.0 points of macro-F1 under the best one there. "
+                    "Estimates were off by (points of accuracy, mean over the arms): agreement 5.1.")  # fmt: skip
     scores["agreement"]["off"] = None
-    assert _estimates(found)["lines"][1].endswith("points under the best one there.")
+    assert _estimates(found)["lines"][-1].endswith("points of macro-F1 under the best one there.")
+    scores["recommendation"]["regret"] = None
+    assert _estimates(found)["lines"][-1] == "Back-test on dvd: no arm was recommended there."
 
 
 KILLED = """

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 
+import conftest
 import numpy as np
 import pytest
 import scipy.special
 from sklearn.cluster import kmeans_plusplus
 from sklearn.metrics import f1_score
+from test_compare import filled, flags, texts_of
 
+from hf_transfer.comparison import open_comparison
 from hf_transfer.labelling import next_rows
 from hf_transfer.learning_curve import (
     REPEATED,
@@ -23,6 +26,8 @@ from hf_transfer.learning_curve import (
     shot_weights,
 )
 from hf_transfer.statistics import metric
+from hf_transfer.verdict_pages import _bound, _expected
+from hf_transfer.what_next import what_next
 
 ACCURACY, MACRO_F1 = (metric.load(name, ["no", "yes"]) for name in ("accuracy", "macro_f1"))
 
@@ -293,7 +298,7 @@ def test_the_curve_of_a_skewed_target_goes_by_macro_f1():
     assert rises[0] > 0.3 > 0.2 > rises[1] > 0, "what labels bring is the rare one's"
 
     held, off, widths = [], [], {MACRO_F1.name: [], ACCURACY.name: []}
-    for seed in range(8):
+    for seed in range(6):
         drawn = np.random.default_rng(seed).permutation(2000)
 
         def score(count, drawn=drawn):
@@ -380,3 +385,55 @@ def test_a_source_of_one_class_is_refused():
         learning_curve(np.ones((5, 2)), np.zeros(5), np.ones((40, 2)), np.arange(40) % 2, by=ACCURACY, seed=0)
     with pytest.raises(ValueError, match="same rows"):
         learning_curve(np.ones((5, 2)), np.zeros(4), np.ones((40, 2)), np.arange(40) % 2, by=ACCURACY, seed=0)
+
+
+@pytest.mark.recipe
+def test_a_comparison_promises_no_more_than_its_recommended_arm_leaves(tmp_path):
+    folder = filled(tmp_path)
+    target = texts_of(240, 6)
+    twice = [{**row, "label": {"good": "bad", "bad": "good"}[row["label"]]} for row in target[:3]] + target[3:12]
+    told, jobs = {}, {}
+    for name, rows in (("clean", target), ("noisy", target + twice)):
+        table = conftest.write_table(tmp_path / f"{name}.jsonl", rows)
+        words = flags(folder, target=str(table), target_unlabeled=None, arms="frozen,lora", target_shots="all",
+                      output_dir=str(tmp_path / f"out-{name}"))  # fmt: skip
+        jobs[name] = open_comparison(words, None)
+        told[name] = what_next(jobs[name], None, 0.9)
+    assert told["clean"]["bound"] == {"now": 0.9, "best": 1.0, "repeated": 0, "room": pytest.approx(0.1)}
+    bound = told["noisy"]["bound"]  # of 24 rows that are there twice, 3 can't be right
+    assert bound == {"now": 0.9, "best": 1 - 3 / 24, "repeated": 24, "room": 0.0}
+    assert [one["further"] for one in told["clean"]["expected"]] == [50, 100, 200]
+    known = [one for one in told["clean"]["expected"] if one["gain"] is not None]
+    assert known
+    high = what_next(jobs["clean"], None, 0.9999)
+    for one, before in zip(high["expected"], told["clean"]["expected"], strict=True):
+        if before["gain"] is not None:
+            assert 0.9999 + one["high"] <= 1 < 0.9999 + before["high"]
+            assert one["gain"] <= before["gain"] < before["high"]
+    # nothing is recommended, or no arm helps
+    assert what_next(jobs["clean"], None, None) == {"texts": [], "expected": [], "bound": None}
+
+
+def page(expected, **bound):
+    """What the page says of gains, for (gain, low, high)."""
+    found = [{"further": 50, "gain": g, "low": low, "high": high, "reason": ""} for g, low, high in expected]
+    facts = {"metric": {"title": "accuracy"}, "verdict": {"recommended": "full"}, "next": {"expected": found,
+             "bound": {"now": 0.973, "best": 1.0, "repeated": 0, "room": 0.027} | bound}}  # fmt: skip
+    return [line[1:] for line in _expected(facts)[1:]], _bound(facts)
+
+
+def test_the_page_says_what_bounds_a_gain():
+    cells, line = page([(0.01, -0.01, 0.02), (0.015, -0.01, 0.027), (0.027, 0.027, 0.027)])
+    assert cells == [
+        ["+1.0", "[-1.0, +2.0]"], ["+1.5, at most +2.7: 97.3 % now", "[-1.0, +2.7]"],
+        ["at most +2.7: 97.3 % now", "the probe gains more than there is room for"],
+    ]  # fmt: skip
+    assert line == (
+        "At most +2.7: 97.3 % now (full, accuracy), and 100 % is the most there is. How often labels are "
+        "noise is not measured: fewer than 20 labelled rows of the target have a text that others have too."
+    )
+    assert page([], repeated=20)[1].endswith("and 100 % is the most there is.")
+    assert page([], best=0.98, room=0.007, repeated=1040)[1] == (
+        "At most +0.7: 97.3 % now (full, accuracy), and labels of equal texts differ so often (1,040 labelled rows of "
+        "the target) that no rule can be above 98.0 %."
+    )
