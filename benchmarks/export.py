@@ -1,4 +1,4 @@
-"""ONNX exports against torch: the same logits, their accuracy in int8, and the speed, interleaved in one run.
+"""ONNX exports against torch: the same logits, their score in int8, and the speed, interleaved in one run.
 
     python benchmarks/export.py runs/frozen runs/full --pairs 5
 
@@ -39,13 +39,16 @@ def main() -> None:
 
 
 def measure(folder: Path, pairs: int, count: int) -> tuple[list[str], list[list[str]]]:
-    """Return the cells on logits and accuracy of a run, and those on speed, a row a batch size."""
+    """Return the cells on logits and scores of a run, and those on speed, a row a batch size."""
+    from hf_transfer.data import load_again
     from hf_transfer.export import export_run
     from hf_transfer.onnx_engine import Engine
+    from hf_transfer.report import with_interval
     from hf_transfer.results import load_run
+    from hf_transfer.statistics.metric import title
 
     run = load_run(folder)
-    texts = test_texts(run)
+    texts = load_again(run).test["text"][:]
     order = np.random.default_rng(0).permutation(len(texts))[:count]
     texts = [texts[i] for i in order]
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,22 +59,17 @@ def measure(folder: Path, pairs: int, count: int) -> tuple[list[str], list[list[
             facts.append(json.loads((copy / "onnx" / "export.json").read_text()))
             sides.append(Engine(copy / "onnx"))
         speed = [[run.method, str(size), *interleaved(sides, texts, size, pairs)] for size in (1, 32)]
-    parity, accuracy, sizes = facts[0]["parity"], facts[1]["accuracy"], facts[1]["bytes"]
+    parity, scores, sizes = facts[0]["parity"], facts[1]["scores"], facts[1]["bytes"]
     return [
         run.method,
         f"{parity['largest_difference']:.1e} on {parity['rows']} rows",
         f"{sizes['float32'] / 1e6:.0f} / {sizes['int8'] / 1e6:.0f} MB",
-        f"{accuracy['float32']:.1%}",
-        f"{accuracy['int8']:.1%}",
-        str(accuracy["rows"]),
+        title(scores["metric"]),
+        f"{scores['float32']:.1%}",
+        f"{scores['int8']:.1%}",
+        with_interval(scores["difference"], (scores["low"], scores["high"]), "+"),
+        str(scores["rows"]),
     ], speed
-
-
-def test_texts(run: object) -> list[str]:
-    """Return the texts of a run's test rows."""
-    from hf_transfer.export import _test_rows
-
-    return _test_rows(run, force=False)["text"][:]
 
 
 def torch_side(folder: Path) -> Callable[[list[str], int], np.ndarray]:
@@ -131,8 +129,8 @@ def write(quality: list[list[str]], speed: list[list[str]], arguments: argparse.
              f"Speed over {arguments.rows} test texts, medians over {arguments.pairs} interleaved rounds, with the "
              "least and largest ratio.", "",
              f"Command: `python benchmarks/export.py ... --pairs {arguments.pairs} --rows {arguments.rows}`", "",
-             "| run | largest difference of a recorded logit, float32 | size, float32 / int8 | accuracy, float32 "
-             "| accuracy, int8 | test rows |", "|---|---|---|---|---|---|",
+             "| run | largest difference of a recorded logit, float32 | size, float32 / int8 | metric | float32 | int8 "
+             "| difference, points | test rows |", "|---|---|---|---|---|---|---|---|",
              *(f"| {' | '.join(row)} |" for row in quality), "",
              "| run | batch | torch fp32, rows/s | onnxruntime float32 | onnxruntime int8 | float32 to torch "
              "| int8 to torch |", "|---|---|---|---|---|---|---|",

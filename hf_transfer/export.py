@@ -1,4 +1,8 @@
-"""Export a run to ONNX by transformers' own exporter, and keep the result only if it scores as the run did."""
+"""Export a run to ONNX by transformers' own exporter, and keep the result only if it scores as the run did.
+
+Logits in float32 equal the recorded ones. int8 changes them, so that it is judged by the run's metric on its test rows:
+it is refused where the paired interval shows a loss of more than a point, and then the float32 export stays.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import inspect
 import io
 import json
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -19,13 +24,17 @@ import numpy as np
 from hf_transfer.errors import UserError, listed
 from hf_transfer.onnx_engine import FACTS, FOLDER, INPUTS, MODEL, Engine, need
 from hf_transfer.record import read_recorded
+from hf_transfer.report import with_interval
 from hf_transfer.results import Run, check_writable, load_run, write_atomically
+from hf_transfer.statistics import metric
+from hf_transfer.statistics.effects import ERROR, scores_of
+from hf_transfer.statistics.metric import Metric
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 PARITY = 1e-4  # the largest difference of a logit from the recorded one
-MOST_LOST = 0.01  # of accuracy, by int8
+MOST_LOST = 0.01  # of the run's metric, by int8
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch.onnx notes the modules that a node comes from
 ONE_FILE = 1.5 * 2**30  # bytes of weights; a protobuf file ends at 2 GiB
 PACKAGES = ("hf-transfer-nlp", "torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime")
@@ -60,10 +69,12 @@ print([labels[str(i)] for i in logits.argmax(axis=1)])
 def export_run(folder: str | Path, *, quantize: str | None = None, force: bool = False, quiet: bool = False) -> str:
     """Write the run's model to `<run>/onnx/`, in place of an older export, once its logits equal the recorded ones.
 
+    Where int8 is refused, the float32 export is written instead.
+
     Args:
         folder: a finished run.
         quantize: `int8` for 8-bit weights and activations, measured on the run's test rows; None for float32.
-        force: keep int8 also if it loses more than a point of accuracy, or if that can't be measured.
+        force: keep int8 also if it is shown to lose more than a point of the run's metric, or can't be measured.
         quiet: no progress.
 
     Returns:
@@ -71,7 +82,7 @@ def export_run(folder: str | Path, *, quantize: str | None = None, force: bool =
 
     Raises:
         UserError: no such run, packages are missing, the model can't be exported, its logits differ, the run's data
-            changed, or int8 loses more than a point.
+            changed, or int8 is shown to lose more than a point.
     """
     run = load_run(folder)
     if quantize not in (None, "int8"):
@@ -83,58 +94,66 @@ def export_run(folder: str | Path, *, quantize: str | None = None, force: bool =
 
     console = Console(quiet=quiet)
     recorded = read_recorded(run)
-    tested = _test_rows(run, force=force) if quantize else None
+    tested, unread = _test_rows(run, force=force) if quantize else (None, "")
+    refused = ""
     partial = final.with_name(f"{FOLDER}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
+        kept, small = partial / "float32", partial / "int8"
+        for made in (kept, small):
+            made.mkdir(parents=True)
         console.say(f"exporting {run.folder} ...")
         model, tokenizer = _load(run)
         program, sample = _translate(model, tokenizer)
-        _write(program, model, tokenizer, partial, quantize or "float32")
-        fp32 = Engine(partial)
+        _write(program, model, tokenizer, kept, "float32")
+        fp32 = Engine(kept)
         facts: dict[str, Any] = {
             "format": "onnx",
             "opset": program.opset_imports[""],
-            "quantize": quantize,
+            "quantize": None,
             "inputs": fp32.inputs,
             "outputs": ["logits"],
             "labels": run.label_names,
             "max_length": tokenizer.model_max_length,
             "parity": {"rows": len(recorded), "allowed": PARITY, "largest_difference": _parity(fp32, recorded)},
-            "accuracy": None,
-            "bytes": {"float32": _size(partial)},
+            "scores": None,
+            "bytes": {"float32": _size(kept)},
             "run": {"method": run.method, "created": run.created},
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
         if quantize:
-            before = _accuracy(fp32, tested, "float32", quiet=quiet) if tested else None
-            _save(_to_int8(program, sample, model), partial)
-            facts["bytes"]["int8"] = _size(partial)
+            _write(_to_int8(program, sample, model), model, tokenizer, small, "int8")
+            scores = None
             if tested:
-                after = _accuracy(Engine(partial), tested, "int8", quiet=quiet)
-                facts["accuracy"] = {
-                    "rows": len(tested),
-                    "float32": before,
-                    "int8": after,
-                }
-                _refuse_loss(facts["accuracy"], force=force)
-        write_atomically(partial / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-        _swap(partial, final)
+                before = _answers(fp32, tested, "float32", quiet=quiet)
+                after = _answers(Engine(small), tested, "int8", quiet=quiet)
+                by = metric.load(run.metric, run.label_names)
+                scores = compare_int8(before, after, np.array(tested["label"][:]), by)
+            if scores and scores["high"] < -MOST_LOST and not force:
+                refused = (f"int8 loses more than 1 point: {_loss(scores)}; the float32 export was kept in {final}. "
+                           "Add --force to take int8 nevertheless.")  # fmt: skip
+            else:
+                kept = small
+                facts |= {"quantize": quantize, "scores": scores}
+                facts["bytes"]["int8"] = _size(small)
+        write_atomically(kept / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        _swap(kept, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return _summary(final, facts)
+    if refused:
+        raise UserError(refused)
+    return _summary(final, facts, metric.title(run.metric), unread)
 
 
-def _test_rows(run: Run, *, force: bool) -> Dataset | None:
-    """Return the run's test rows, read from its data again; None if that fails and `force` is given."""
+def _test_rows(run: Run, *, force: bool) -> tuple[Dataset | None, str]:
+    """Return the run's test rows, read from its data again; with `force`, where that fails, None and why."""
     from hf_transfer.data import load_again
 
     try:
-        return load_again(run).test
+        return load_again(run).test, ""
     except UserError as error:
         if force:
-            return None
+            return None, str(error)
         raise UserError(f"int8 can't be measured: {error}; restore the data, or add --force to export without "
                         "measuring.") from error  # fmt: skip
 
@@ -280,21 +299,68 @@ def _parity(engine: Engine, recorded: list[dict[str, Any]]) -> float:
     return found
 
 
-def _accuracy(engine: Engine, rows: Dataset, name: str, *, quiet: bool) -> float:
-    """Return the share of `rows` that are labelled correctly."""
+def _answers(engine: Engine, rows: Dataset, name: str, *, quiet: bool) -> np.ndarray:
+    """Return the class indices (rows,) that `engine` gives `rows`."""
     from tqdm import tqdm
 
     with tqdm(total=len(rows), unit="row", desc=f"test {name}", disable=quiet) as bar:
-        logits = engine(rows["text"][:], done=bar.update)
-    return float((logits.argmax(axis=1) == np.array(rows["label"][:])).mean())
+        return np.asarray(engine(rows["text"][:], done=bar.update).argmax(axis=1))
 
 
-def _refuse_loss(accuracy: dict[str, Any], *, force: bool) -> None:
-    if accuracy["float32"] - accuracy["int8"] > MOST_LOST + 1e-9 and not force:
-        raise UserError(
-            f"int8 lowers the accuracy on {accuracy['rows']} test rows from {accuracy['float32']:.1%} to "
-            f"{accuracy['int8']:.1%}, more than 1 point; leave --quantize out, or add --force to accept it."
-        )
+def compare_int8(float32: np.ndarray, int8: np.ndarray, labels: np.ndarray, by: Metric) -> dict[str, Any]:
+    """Return both scores, how far int8 is from float32, and what that says of a loss of more than a point.
+
+    Args:
+        float32: (rows,) class indices.
+        int8: likewise, of the same rows.
+        labels: the true ones.
+        by: the metric in force.
+
+    Returns:
+        `metric` and `rows`; the scores `float32` and `int8`; their `difference` with its paired 95 % interval, `low` to
+        `high`; and `rows_to_tell`: about how many rows would tell on which side of a loss of a point it lies, None
+        where these do, or where it is just a point and no number is known. All scores are shares, not per cent.
+    """
+    answers = {"float32": float32, "int8": int8}
+    shares = {name: by.shares(by.statistics(given, labels))[None] for name, given in answers.items()}
+    difference = scores_of(shares, labels).minus("int8", "float32")
+    low, high = difference.bounds()
+    away, rows, to_tell = abs(difference.value + MOST_LOST), len(labels), None
+    if _is_open(low, high) and away > 1e-9:
+        # an interval narrows with the root of the rows, and faster while its two made-up rows still count for much:
+        # then fewer would do
+        to_tell = max(rows + 1, math.ceil(rows * (difference.reach(ERROR) / away) ** 2))
+    return {
+        "metric": by.name,
+        "rows": rows,
+        **{name: by.score(given, labels) for name, given in answers.items()},
+        "difference": difference.value,
+        "low": low,
+        "high": high,
+        "rows_to_tell": to_tell,
+    }
+
+
+def _is_open(low: float, high: float) -> bool:
+    """Whether a difference may lie on both sides of the largest loss allowed."""
+    return low < -MOST_LOST <= high
+
+
+def _loss(scores: dict[str, Any]) -> str:
+    """Return both scores and the difference with its interval, in words."""
+    difference = with_interval(scores["difference"], (scores["low"], scores["high"]), "+")
+    return (f"{metric.title(scores['metric'])} {scores['int8']:.1%} on {scores['rows']:,} test rows, float32 "
+            f"{scores['float32']:.1%} ({difference} points)")  # fmt: skip
+
+
+def _open_question(scores: dict[str, Any]) -> str:
+    """Say that the rows don't tell whether more than a point is lost, and how many would; empty where they do."""
+    if not _is_open(scores["low"], scores["high"]):
+        return ""
+    if (rows := scores["rows_to_tell"]) is None:
+        return "whether int8 loses more than 1 point is open, and no number of test rows is known that would tell"
+    about = max(scores["rows"] + 1, round(rows, 2 - len(str(rows))))
+    return f"whether int8 loses more than 1 point is open; about {about:,} test rows would tell"
 
 
 def _swap(new: Path, final: Path) -> None:
@@ -307,19 +373,27 @@ def _swap(new: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _summary(folder: Path, facts: dict[str, Any]) -> str:
-    """Return what was written and measured, in a few lines."""
+def _summary(folder: Path, facts: dict[str, Any], title: str, unread: str) -> str:
+    """Return what was written and measured, in a few lines.
+
+    Args:
+        folder: of the export.
+        facts: of export.json.
+        title: of the run's metric.
+        unread: why the test rows could not be read.
+    """
     kind, parity = facts["quantize"] or "float32", facts["parity"]
     lines = [
         f"{folder / MODEL}: {kind}, {facts['bytes'][kind] / 1e6:.1f} MB, opset {facts['opset']}; runs in onnxruntime "
         "with the tokenizers package (README.md there)",
         f"float32 logits: within {parity['largest_difference']:.1g} of the recorded ones on {parity['rows']} rows",
     ]
-    if accuracy := facts["accuracy"]:
-        lines.append(
-            f"int8 accuracy on {accuracy['rows']} test rows: {accuracy['int8']:.1%}, float32 {accuracy['float32']:.1%} "
-            f"({100 * (accuracy['int8'] - accuracy['float32']):+.1f} points)"
-        )
+    if scores := facts["scores"]:
+        lines.append(f"int8: {_loss(scores)}")
+        if scores["high"] < -MOST_LOST:
+            lines[-1] += "; more than 1 point is lost, kept by --force"
+        if question := _open_question(scores):
+            lines.append(question)
     elif facts["quantize"]:
-        lines.append("int8 accuracy: NOT MEASURED, the run's data are not there or changed")
+        lines.append(f"not verified: the {title} of int8, because {unread}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from hf_transfer.inference import predict_logits
 from hf_transfer.leaks import KEYS
 from hf_transfer.methods import Prepared, Setup
 from hf_transfer.models import longest_input, public_name
-from hf_transfer.profile import profile_table
+from hf_transfer.profile import advice, profile_table, total
 from hf_transfer.publish import push_run
 from hf_transfer.record import record_domain, record_logits
 from hf_transfer.resources import Meter, hardware, versions
@@ -130,7 +130,7 @@ def finish(
     """
     run = _write(job, prepared, recipe=recipe, history=history, before=before, adaptation=adaptation)
     if job.arguments.train.profile:
-        job.console.say(profile_table(run.seconds))
+        job.console.say(profile_table(run.seconds, advice(job.arguments)))
     job.console.finished(run)
     if pushed := push_run(job.arguments, run):
         job.console.say(pushed)
@@ -183,7 +183,7 @@ def _write(
             _record(model, tokenizer, domains, setup, task, logits, partial)
             if (known := Path(setup.loaded.name).expanduser() / KEYS).is_file():  # as long as it is trained on
                 shutil.copyfile(known, partial / KEYS)
-    seconds = {**meter.seconds, "total": round(sum(meter.seconds.values()), 3)}
+    seconds = {**meter.seconds, "total": total(meter.seconds)}
     run = Run(
         folder=Path(str(arguments.train.output_dir)),
         task=arguments.model.task,

@@ -1,26 +1,19 @@
-"""Where a run's time goes: seconds by stage, and the bottleneck in one sentence (`--profile`)."""
+"""Where a run's time goes: seconds by stage, the bottleneck, and what a flag could have saved (`--profile`)."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+if TYPE_CHECKING:
+    from hf_transfer.arguments import Arguments
+
+WITHIN = "train: "  # begins the names of the parts of training
 PARTS = ("batches", "forward", "backward", "optimiser", "evaluate", "save")
-ADVICE = {
-    "read": "convert large tables to parquet",
-    "tokenise": "it is cached, the next run on these rows does without",
-    "prepare": "what the method computes once is cached, the next run on these rows does without",
-    "tune": "ask for fewer trials (--tune)",
-    "batches": "shorten texts (--max_length)",
-    "forward": "shorten texts (--max_length), or keep the lower layers frozen (--method partial, frozen)",
-    "backward": "train fewer layers (--method partial, frozen), or shorten texts (--max_length)",
-    "optimiser": "take larger steps (--gradient_accumulation_steps), or train fewer weights (--method lora, partial)",
-    "predict": "test on fewer rows (--test_fraction, --max_rows)",
-    "evaluate": "evaluate less often (--eval_strategy steps --eval_steps N), or hold out fewer rows",
-    "save": "save less often (--save_strategy steps --save_steps N)",
-}
+CACHED = ("majority", "tfidf", "tokenise")  # as a whole, for the next run on the same rows
+LEAST = 0.05  # of all seconds; less is not worth a word
 
 
 class StepTimes(TrainerCallback):
@@ -42,7 +35,7 @@ class StepTimes(TrainerCallback):
             torch.accelerator.synchronize()
         now = time.perf_counter()
         if part:
-            name = f"train: {part}"
+            name = WITHIN + part
             self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
 
@@ -82,25 +75,79 @@ class StepTimes(TrainerCallback):
             self.seconds[name] = round(value, 3)
 
 
-def profile_table(seconds: dict[str, float]) -> str:
-    """Return the stages of a run as a table, and its bottleneck as a sentence.
+def total(seconds: dict[str, float]) -> float:
+    """Return the seconds of all stages; the parts of training are within `train` already."""
+    return round(sum(value for name, value in seconds.items() if not name.startswith(WITHIN)), 3)
+
+
+def advice(arguments: Arguments) -> dict[str, str]:
+    """Return what would shorten a stage, by its name, with the flags that do; no other stage has a flag for it alone.
+
+    Loading, merging and the final saving are such, and so is what a method prepares.
+    """
+    method, train = getattr(arguments.model, "method", None), arguments.train
+    shorter = "shorten texts (--max_length)"
+    larger = "take larger steps (--gradient_accumulation_steps)"
+    out = {
+        "tune": "make fewer trials (--tune)",
+        "predict": "test on fewer rows (--test_fraction, or a smaller --target)",
+        "label the target": "label fewer of its texts (--pool_rows)",
+        "train: batches": shorter,
+        "train: forward": shorter,
+        "train: backward": shorter,
+        "train: optimiser": larger,
+        "train: evaluate": "hold out fewer rows (--validation_fraction), or evaluate less often (--eval_strategy steps "
+                           "--eval_steps N --save_strategy steps --save_steps N)",
+    }  # fmt: skip
+    if method == "partial" and arguments.method.top_layers != 0:
+        fewer = "train fewer layers (--top_layers)"
+        out |= {"train: forward": f"{fewer}, or {shorter}", "train: backward": f"{fewer}, or {shorter}",
+                "train: optimiser": f"{larger}, or {fewer}"}  # fmt: skip
+    elif method not in ("partial", None):
+        once = "run the lower layers once (--method partial, with encoders like BERT)"
+        out |= {"train: forward": f"{once}, or {shorter}",
+                "train: backward": f"train fewer layers (--method partial), or {shorter}"}  # fmt: skip
+    if method == "full":
+        out["train: optimiser"] = f"{larger}, or train fewer weights (--method lora, partial)"
+    if train.eval_strategy == "no":
+        out["train: save"] = "write no checkpoints, without which --resume begins anew (--save_strategy no)"
+    elif train.save_strategy != "best":
+        out["train: save"] = "write a checkpoint only where the validation score is the best yet (--save_strategy best)"
+    return out
+
+
+def profile_table(seconds: dict[str, float], shortens: dict[str, str]) -> str:
+    """Return the stages of a run as a table, and as a sentence its bottleneck and the most that a flag could save.
 
     Args:
         seconds: by stage, with `total`; stages within training are called `train: ...`.
+        shortens: what would shorten a stage, see `advice`.
     """
-    total = seconds["total"]
-    within = {name: value for name, value in seconds.items() if name.startswith("train: ")}
+    everything = seconds["total"]
+    within = {name: value for name, value in seconds.items() if name.startswith(WITHIN)}
     whole = {name: value for name, value in seconds.items() if name != "total" and name not in within}
+    if within:  # making the Trainer, and loading the best checkpoint
+        within[f"{WITHIN}other"] = max(0.0, whole["train"] - sum(within.values()))
+    whole["other"] = max(0.0, everything - sum(whole.values()))
     rows = []
     for name, value in whole.items():
         rows.append((name, value))
         if name == "train":
-            rows += [(f"  {part.removeprefix('train: ')}", value) for part, value in within.items()]
-    rows.append(("other", max(0.0, total - sum(whole.values()))))
+            rows += [(f"  {part.removeprefix(WITHIN)}", value) for part, value in within.items()]
     width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value:>9.2f} s  {value / total:>6.1%}" for name, value in rows]
+    lines = [f"{name:<{width}}  {value:>9.2f} s  {value / everything:>6.1%}" for name, value in rows]
+
+    def shown(stage: str) -> str:
+        short = stage.removeprefix(WITHIN)
+        return stage if short in whole else short
+
     parts = {name: value for name, value in whole.items() if name != "train" or not within} | within
     slowest = max(parts, key=lambda name: parts[name])
-    name = slowest.removeprefix("train: ")
-    advice = f"; to shorten it: {ADVICE[name]}" if name in ADVICE else ""
-    return "\n".join([*lines, f"bottleneck: {name}, {parts[slowest] / total:.0%} of {total:.1f} s{advice}"])
+    sentence = f"bottleneck: {shown(slowest)}, {100 * parts[slowest] / everything:.0f} % of {everything:.1f} s"
+    if slowest in CACHED:
+        sentence += ", cached for the next run on these rows"
+    avoidable = max((name for name in parts if name in shortens), key=lambda name: parts[name], default=None)
+    if avoidable is not None and parts[avoidable] >= LEAST * everything:
+        of = "it" if avoidable == slowest else shown(avoidable)
+        sentence += f"; up to {parts[avoidable]:.1f} s of {of} can be avoided: {shortens[avoidable]}"
+    return "\n".join([*lines, sentence])

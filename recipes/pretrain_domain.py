@@ -33,7 +33,7 @@ from hf_transfer.pretraining import (
     read_pool,
     save,
 )
-from hf_transfer.profile import profile_table
+from hf_transfer.profile import advice, profile_table, total
 from hf_transfer.resources import Meter
 
 
@@ -87,8 +87,7 @@ def main(argv: list[str] | None = None) -> Path:
         with meter.stage("save"):
             folder = save(model, loaded, pool, losses, arguments, partial, meter)
     if train.profile:
-        total = sum(value for name, value in meter.seconds.items() if not name.startswith("train: "))
-        console.say(profile_table({**meter.seconds, "total": total}))
+        console.say(profile_table({**meter.seconds, "total": total(meter.seconds)}, advice(arguments)))
     steps = [f"{loss:.3f} {name.replace('_', ' ')}" for name, loss in losses.items() if loss is not None]
     console.say(f"loss on held-out texts: {', '.join(steps) or 'not measured'}\npretrained model: {folder}\n"
                 f"next: hf-transfer run finetune --model {folder} --source ... --target ..., and the same without "
