@@ -13,7 +13,7 @@ import numpy as np
 from hf_transfer.arguments import as_dict, is_hub_flag
 from hf_transfer.controls import Control
 from hf_transfer.evaluation import intervals, paired_difference, slices
-from hf_transfer.inference import predict_logits
+from hf_transfer.inference import exact_logits
 from hf_transfer.leaks import KEYS
 from hf_transfer.methods import Prepared, Setup
 from hf_transfer.models import longest_input, public_name
@@ -50,7 +50,7 @@ def score(
         if not len(encoded[name]):
             continue
         with meter.stage("predict"):
-            logits[name] = predict_logits(
+            logits[name] = exact_logits(
                 model, encoded[name], setup.collator, precision=setup.precision,
                 batch_size=arguments.train.per_device_eval_batch_size, quiet=setup.quiet,
             )  # fmt: skip
