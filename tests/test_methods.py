@@ -397,7 +397,8 @@ def close(tmp_path_factory):
     folder = tmp_path_factory.mktemp("close")
     texts = [json.loads(line) for line in (conftest.CORPUS / "hotels.labeled.jsonl").read_text().splitlines()]
     tables = {"source": conftest.write_table(folder / "source.jsonl", texts),
-              "target": conftest.write_table(folder / "target.jsonl", conftest.random_texts(400))}  # fmt: skip
+              "target": conftest.write_table(folder / "target.jsonl", conftest.random_texts(400)),
+              "long": conftest.write_table(folder / "long.jsonl", conftest.random_texts(1000))}  # fmt: skip
     models = {kind: conftest.with_close_labels(conftest.make_model(folder / f"{kind}-trunk", kind), folder / kind)
               for kind in ("bert", "llama")}  # fmt: skip
     return models, tables
@@ -413,6 +414,8 @@ def test_scores_are_those_of_the_folder(kind, method, processes, close, recipe, 
     from transformers import pipeline
 
     models, tables = close
+    if method == "frozen" and kind == "bert":  # writes a head of its own, where few rows are swapped
+        tables = {**tables, "target": tables["long"]}
     argv = flags(method, models[kind], tables, tmp_path / "run", "--precision", "bf16", "--test_fraction", "0.4")
     argv[argv.index("--validation_fraction") + 1] = "0.4"
     if method != "frozen":
