@@ -14,7 +14,7 @@ from hf_transfer.arguments import as_dict, is_hub_flag
 from hf_transfer.controls import CONSTANT, Control
 from hf_transfer.evaluation import collapse, intervals, paired_difference, reference_difference, slices
 from hf_transfer.happened import what_happened
-from hf_transfer.inference import predict_logits
+from hf_transfer.inference import exact_logits
 from hf_transfer.leaks import KEYS
 from hf_transfer.methods import Prepared, Setup
 from hf_transfer.models import longest_input, public_name
@@ -53,7 +53,7 @@ def score(
         if not len(encoded[name]):
             continue
         with meter.stage("predict"):
-            logits[name] = predict_logits(
+            logits[name] = exact_logits(
                 model, encoded[name], setup.collator, precision=setup.precision,
                 batch_size=arguments.train.per_device_eval_batch_size, quiet=setup.quiet,
             )  # fmt: skip

@@ -185,25 +185,47 @@ def scorer(folder: Path, batch_size: int = 32, engine: str = "torch") -> Callabl
 
 
 def _torch_logits(folder: Path, batch_size: int) -> Callable[[list[str]], np.ndarray]:
+    """Load a run's model in the fastest precision, and in float32 for the texts that this may label otherwise."""
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     from hf_transfer import tasks
     from hf_transfer.arguments import best_precision
     from hf_transfer.console import Console
-    from hf_transfer.inference import text_logits
+    from hf_transfer.inference import close_rows, text_logits
     from hf_transfer.models import brief
+    from hf_transfer.record import read_recorded
 
     Console(quiet=True)
     run = load_run(folder)
     task = tasks.load(run.task)
+
+    def load(precision: str) -> Callable[[list[str]], np.ndarray]:
+        model = task.auto_model.from_pretrained(folder, use_safetensors=True)
+        return text_logits(model, tokenizer, task.collator(tokenizer), precision=precision, batch_size=batch_size)
+
+    # a run from the Hub lacks the recorded texts, without which nothing says how far a fast precision can be trusted
+    known = (run.folder / "recorded.jsonl").is_file()
+    precision = best_precision() if known and run.precision != "fp32" else "fp32"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = task.auto_model.from_pretrained(folder, use_safetensors=True).eval()
+        fast = load(precision)
+        if precision == "fp32":
+            return fast
+        exact = load("fp32")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: its model can't be loaded ({brief(error)}); make the run again.") from error
-    precision = "fp32" if run.precision == "fp32" else best_precision()
-    return text_logits(model, tokenizer, task.collator(tokenizer), precision=precision, batch_size=batch_size)
+    recorded = read_recorded(run)
+    apart = np.abs(fast([row["text"] for row in recorded]) - [row["logits"] for row in recorded]).max()
+
+    def logits(texts: list[str]) -> np.ndarray:
+        result = fast(texts)
+        close = close_rows(result, apart)
+        if len(close):
+            result[close] = exact([texts[i] for i in close])
+        return result
+
+    return logits
 
 
 def _schema(dataset: Dataset, added: list[str]) -> Any:

@@ -22,6 +22,7 @@ import shutil  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import warm  # noqa: E402
@@ -117,6 +118,34 @@ def make_model(folder: Path, kind: str = "bert", layers: int = 3) -> Path:
 def tiny(tmp_path_factory) -> Path:
     """A tiny BERT."""
     return make_model(tmp_path_factory.mktemp("tiny-bert"))
+
+
+def with_close_labels(trunk: Path, folder: Path) -> Path:
+    """Save the model in `trunk` with a head whose logits are large and alike: rounding swaps many rows' labels."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    names = ["negative", "positive"]
+    tokenizer = AutoTokenizer.from_pretrained(trunk)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        trunk, id2label=dict(enumerate(names)), label2id={"negative": 0, "positive": 1},
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    head = model.score if hasattr(model, "score") else model.classifier
+    with torch.no_grad():
+        head.weight += 2 * torch.randn(1, head.in_features)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def random_texts(count: int) -> list[dict]:
+    """Short texts of random words, labels in turn."""
+    rng = np.random.default_rng(0)
+    words = " ".join(corpus_texts("gadgets")).split()
+    return [{"text": " ".join(rng.choice(words, rng.integers(3, 12))), "label": ("negative", "positive")[i % 2]}
+            for i in range(count)]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import importlib.util
 import io
 import json
@@ -132,6 +133,14 @@ def test_frozen_on_real_reviews(recipe, tmp_path):
     assert scores["accuracy"] > 0.82
     assert run.metrics["differences"]["target_test"]["tfidf"]["low"] > 0
     assert run.choices["layer"] < 6, "the last layer of this encoder loses to TF-IDF"
+    from transformers import pipeline
+
+    said = pd.read_parquet(run.folder / "predictions.parquet")
+    with gzip.open(files["kitchen"], "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines]
+    classify = pipeline("text-classification", str(run.folder))
+    loaded = classify([texts[row] for row in said["row"]], truncation=True, batch_size=8)
+    assert [entry["label"] for entry in loaded] == list(said["prediction"])
 
 
 def test_a_changed_encoder_is_refused(monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from warm import launch
 
 from hf_transfer import methods, tasks, upper
 from hf_transfer.arguments import parse
@@ -24,7 +25,7 @@ from hf_transfer.controls import run_controls
 from hf_transfer.data import load_data
 from hf_transfer.errors import UserError
 from hf_transfer.features import TokenStates
-from hf_transfer.inference import predict_logits
+from hf_transfer.inference import SAMPLE, predict_logits
 from hf_transfer.methods import Setup
 from hf_transfer.models import layers, load_model
 from hf_transfer.pooling import fit_pools, pool_logits
@@ -388,6 +389,57 @@ def test_run_folder_is_complete(method, runs):
 def test_peft_adapter_names_its_base_as_the_user_did(runs, tiny):
     config = json.loads((runs["lora"].folder / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny)
+
+
+@pytest.fixture(scope="module")
+def close(tmp_path_factory):
+    """Tables and models with many rows whose labels rounding would swap: (kind of model) -> its folder, and tables."""
+    folder = tmp_path_factory.mktemp("close")
+    texts = [json.loads(line) for line in (conftest.CORPUS / "hotels.labeled.jsonl").read_text().splitlines()]
+    tables = {"source": conftest.write_table(folder / "source.jsonl", texts),
+              "target": conftest.write_table(folder / "target.jsonl", conftest.random_texts(400)),
+              "long": conftest.write_table(folder / "long.jsonl", conftest.random_texts(1000))}  # fmt: skip
+    models = {kind: conftest.with_close_labels(conftest.make_model(folder / f"{kind}-trunk", kind), folder / kind)
+              for kind in ("bert", "llama")}  # fmt: skip
+    return models, tables
+
+
+@pytest.mark.recipe
+@pytest.mark.parametrize(
+    ("kind", "method", "processes"),
+    [*(("bert", method, 1) for method in METHODS), ("llama", "lora", 1), ("llama", "frozen", 1), ("bert", "full", 2)],
+)
+def test_scores_are_those_of_the_folder(kind, method, processes, close, recipe, tmp_path):
+    """Tested in bfloat16, saved in float32: every label is the one that plain `pipeline` gives."""
+    from transformers import pipeline
+
+    models, tables = close
+    if method == "frozen" and kind == "bert":  # writes a head of its own, where few rows are swapped
+        tables = {**tables, "target": tables["long"]}
+    argv = flags(method, models[kind], tables, tmp_path / "run", "--precision", "bf16", "--test_fraction", "0.4")
+    argv[argv.index("--validation_fraction") + 1] = "0.4"
+    if method != "frozen":
+        argv += ["--max_steps", "2", "--learning_rate", "1e-5"]
+    elif kind == "llama":
+        at = argv.index("--frozen_layer")
+        del argv[at : at + 2]
+    if processes == 1:
+        recipe(argv)
+    else:
+        launch(processes, "finetune", *argv)
+    run = load_run(tmp_path / "run")
+    assert (run.precision, run.world_size) == ("bf16", processes)
+    said = pd.read_parquet(run.folder / "predictions.parquet")
+    lines = {name: [json.loads(line) for line in file.read_text().splitlines()] for name, file in tables.items()}
+    texts = [lines["target" if which == "target_test" else "source"][row]["text"]
+             for which, row in zip(said["set"], said["row"], strict=True)]  # fmt: skip
+    classify = pipeline("text-classification", str(run.folder))
+    said["loaded"] = [entry["label"] for entry in classify(texts, truncation=True, batch_size=64)]
+    for which, rows in said.groupby("set"):
+        assert len(rows) > SAMPLE
+        assert list(rows["prediction"]) == list(rows["loaded"]), which
+        assert run.metrics[which]["accuracy"] == (rows["loaded"] == rows["label"]).mean()
+    assert set(said["set"]) == {"validation", "source_test", "target_test"}
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "modernbert", "gpt2", "llama"])

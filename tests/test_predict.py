@@ -84,6 +84,28 @@ def test_bfloat16_weights_change_frozen_probabilities_little(tiny, tables, recip
     assert found["fp32"].std() > 0.02
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_labels_are_those_of_float32(recorded, tiny, tables, recipe, tmp_path, monkeypatch):
+    """Also of a folder as it is published, without the recorded rows that tell how far bfloat16 can be trusted."""
+    from transformers import pipeline
+
+    model = conftest.with_close_labels(tiny, tmp_path / "model")
+    made = recipe(["--model", str(model), "--source", str(tables["source"]), "--target", str(tables["target"]),
+                   "--output_dir", str(tmp_path / "run"), "--max_length", "48", "--precision", "bf16", "--max_steps",
+                   "2", "--learning_rate", "1e-5", "--quiet"])  # fmt: skip
+    texts = [row["text"] for row in conftest.random_texts(400)]
+    wanted = [entry["label"] for entry in pipeline("text-classification", str(made.folder))(texts, batch_size=64)]
+    if not recorded:
+        (made.folder / "recorded.jsonl").unlink()
+    monkeypatch.setattr("hf_transfer.arguments.best_precision", lambda: "bf16")
+    found = predict.scorer(made.folder)(texts)
+    assert [made.label_names[i] for i in found.argmax(axis=1)] == wanted
+    if recorded:
+        monkeypatch.setattr("hf_transfer.inference.CLOSE", -np.inf)
+        rounded = predict.scorer(made.folder)(texts)
+        assert (rounded.argmax(axis=1) != found.argmax(axis=1)).any(), "else there was nothing to mend"
+
+
 def interrupted(run, fresh, output, monkeypatch):
     """Stop in the third chunk of eight rows; what was scored until then."""
     monkeypatch.setattr(predict, "CHUNK", 8)
