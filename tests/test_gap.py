@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ import scipy.stats
 import sklearn.datasets
 from conftest import write_table
 
-from hf_transfer import diagnostics, features, gap, transferability
+from hf_transfer import compare, diagnostics, features, gap, transferability
+from hf_transfer.arguments import DataArguments, ModelArguments
 from hf_transfer.cli import main
 from hf_transfer.diagnostics import Side, mmd, proxy_a_distance, vocabulary
 from hf_transfer.errors import UserError
@@ -241,12 +243,13 @@ def test_a_missed_kind_of_a_frequent_label_is_no_other_concept():
     assert not found.apart
 
 
-def by_class(name, centres, labels, *, spread=1.0, seed=0, features=6):
-    """A side whose rows are `centres` of their label away from 0 in the first feature; no texts."""
+def by_class(name, centres, labels, *, spread=1.0, seed=0, features=6, along=1, moved=0.0):
+    """A side whose rows are `centres` of their label away from 0 in the first features, `moved` in the last one."""
     rng = np.random.default_rng(seed)
     labels = np.array(labels)
     states = rng.normal(size=(len(labels), 1, features)) * spread
-    states[:, 0, 0] += [centres[label] for label in labels]
+    states[:, 0, -1] += moved
+    states[:, 0, :along] += np.array([centres[label] for label in labels])[:, None]
     return Side(name, [""] * len(labels), labels, pd.DataFrame(), np.ones(len(labels)), states)
 
 
@@ -257,10 +260,11 @@ def test_a_source_worse_than_the_commonest_label_may_mean_the_same():
     """Of a skewed target it is worse, though its labels are those of the target."""
     from hf_transfer.diagnostics import concept
 
-    source = by_class("here", HERE, ["ham", "spam"] * 200)
-    found = concept.measure(source, by_class("there", HERE, ["ham"] * 360 + ["spam"] * 40, seed=1), 0)
+    nearer = {"ham": -0.7, "spam": 0.7}
+    source = by_class("here", nearer, ["ham", "spam"] * 200)
+    found = concept.measure(source, by_class("there", nearer, ["ham"] * 360 + ["spam"] * 40, seed=1), 0)
     numbers = found.numbers
-    assert 0.8 < numbers["source_probe_on_target"] < 0.88 < numbers["commonest_label_share"] == 0.9
+    assert 0.7 < numbers["source_probe_on_target"] < 0.85 < numbers["commonest_label_share"] == 0.9
     assert (numbers["source_probe_below_commonest_label"], numbers["source_probe_below_guessing"]) == (True, False)
     assert (found.answer, found.untold) == ("no", ""), "another mix of labels is no other meaning"
     assert found.first.startswith("A probe of the source does worse than the target's commonest label: it is right on ")
@@ -272,8 +276,9 @@ def test_a_source_worse_than_the_commonest_label_that_shares_no_texts():
     """The case in which 20 % against 98.5 % was said to be no other concept."""
     from hf_transfer.diagnostics import concept
 
-    source = by_class("here", HERE, ["ham", "spam"] * 200, spread=0.3)
-    target = by_class("there", {"ham": 1.5, "spam": 4.0}, ["ham"] * 348 + ["spam"] * 52, spread=0.3, seed=1)
+    source = by_class("here", HERE, ["ham", "spam"] * 200, spread=0.3, along=5)
+    target = by_class("there", {"ham": 1.5, "spam": 4.0}, ["ham"] * 348 + ["spam"] * 52, spread=0.3, seed=1, along=5,
+                      moved=9.0)  # fmt: skip
     found = concept.measure(source, target, 0)
     assert found.numbers["source_probe_on_target"] < 0.3
     assert found.numbers["target_probe_on_target"] > 0.95
@@ -373,21 +378,24 @@ def test_advice_depends_on_what_the_labels_mean():
         assert told[1:] == ["Only if the labels mean the same: the mix differs: use --label_prior.", plain[1]]
 
 
+RARER = 1 / np.arange(1, 41) ** 1.5
+
+
 @pytest.mark.parametrize("name", ["labels", "length", "proxy_a_distance", "vocabulary"])
 def test_few_rows_of_one_domain_are_not_told_apart(name):
-    """Each of 20 samples of 20 rows of a domain; one in a hundred may."""
+    """Samples of 20 rows; one in a hundred may be."""
     measure = diagnostics.load(name).measure
 
     def one(count, seed):
         rng = np.random.default_rng(seed)
-        words = rng.choice(300, (count, 1)) * 3 + rng.integers(0, 3, (count, int(rng.integers(8, 12))))
-        texts = [" ".join(f"w{word}" for word in row[: rng.integers(4, 12)]) for row in words]
-        labels = rng.choice([f"label {i}" for i in range(12)], count)
+        words = rng.choice(60, (count, 1)) * 3 + rng.integers(0, 3, (count, 60))
+        texts = [" ".join(f"w{word}" for word in row[: rng.integers(30, 60)]) for row in words]
+        labels = rng.choice([f"label {i}" for i in range(40)], count, p=RARER / RARER.sum())
         facts = pd.DataFrame({"words": [len(text.split()) for text in texts], "label": labels})
-        return Side("x", texts, labels, facts, np.ones(count), rng.normal(size=(count, 3, 40)))
+        return Side("x", texts, labels, facts, np.ones(count), rng.normal(size=(count, 7, 10)))
 
     source = one(400, 0)
-    answers = [measure(source, one(20, seed), seed).answer for seed in range(1, 21)]
+    answers = [measure(source, one(20, seed), seed).answer for seed in range(1, 11)]
     assert answers.count("yes") <= 1
     assert "no" not in answers
 
@@ -484,6 +492,23 @@ def test_what_can_not_be_compared_is_refused(measured, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output_dir"):
         domain_gap("a.csv", "b.csv", output_dir=str(tmp_path / "file" / "out"))
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_compare_says_the_first_line_of_the_gap(flipped, tiny, tmp_path):
+    """Also where the label's column is not one that is guessed."""
+    files = [write_table(tmp_path / f"{name}.jsonl", [{"text": row["text"], "opinion": row["label"]} for row in table])
+             for name, table in (("here", rows(100, 1, flipped=flipped)), ("there", rows(100, 2)))]  # fmt: skip
+    data = DataArguments(source=[str(files[0])], target=str(files[1]), label_column="opinion")
+    arguments = SimpleNamespace(data=data, model=ModelArguments(model=str(tiny)), train=SimpleNamespace(seed=0))
+    said = []
+    compare._gap(
+        SimpleNamespace(arguments=arguments, folder=tmp_path / "out", console=SimpleNamespace(say=said.append))
+    )
+    first = "What the labels mean differs between the domains, or they are turned round" if flipped else "No difference"
+    assert len(said) == 1
+    assert said[0].startswith(first)
+    assert said[0] in (tmp_path / "out" / "gap" / "gap.md").read_text().splitlines()
 
 
 # the measures
