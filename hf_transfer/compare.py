@@ -100,8 +100,9 @@ def _gap(job: Comparison) -> None:
         if (where / "gap.json").is_file():
             continue
         try:
-            domain_gap(source, target, model=job.arguments.model.model, text_column=data.text_column, quiet=True,
-                       output_dir=str(where), seed=job.arguments.train.seed, most=GAP_ROWS)  # fmt: skip
+            domain_gap(source, target, model=job.arguments.model.model, text_column=data.text_column,
+                       label_column=data.label_column, output_dir=str(where), seed=job.arguments.train.seed,
+                       most=GAP_ROWS, quiet=True)  # fmt: skip
         except UserError as error:  # too few rows for it are no reason not to compare
             job.console.say(f"no gap report: {error}")
             continue

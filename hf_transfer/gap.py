@@ -191,16 +191,17 @@ def plot(found: dict[str, Finding], source: Side, target: Side, verdict: str, fi
         title=_title(f"MMD$^2$ (p {found['mmd'].numbers['p']:.2g})", found["mmd"]), xlabel="layer (0: embeddings)"
     )
     shares = found["parts"].numbers.get("parts", {})
-    _bars(parts, {"": shares}, "what MMD$^2$ goes with", "nothing to divide")
+    _bars(parts, {"": shares}, _title("what MMD$^2$ goes with", found["parts"]), "nothing to divide")
     numbers = found["concept"].numbers
     right = {
-        "source's, in the source": numbers.get("source_probe_on_source"),
-        "source's": numbers.get("source_probe_on_target"),
-        "target's own": numbers.get("target_probe_on_target"),
+        "source's probe\nin the source": numbers.get("source_probe_on_source"),
+        "source's probe": numbers.get("source_probe_on_target"),
+        "target's own probe": numbers.get("target_probe_on_target"),
         "commonest label": numbers.get("commonest_label_share"),
     }
     _bars(probes, {"": {name: share for name, share in right.items() if share is not None}},
-          _title("probes right on the target", found["concept"]), "no labels in common", ordered=False)  # fmt: skip
+          _title("what the labels mean", found["concept"]), "no probe", ordered=False)  # fmt: skip
+    probes.set_xlabel("% right on the target")
     mixes = found["labels"].numbers.get("shares", {})
     named = {
         f"{key}: {side.name}": mixes[key] for key, side in (("source", source), ("target", target)) if key in mixes
@@ -224,8 +225,8 @@ def plot(found: dict[str, Finding], source: Side, target: Side, verdict: str, fi
 
 
 def _title(what: str, finding: Finding) -> str:
-    """Return the title of a panel: whether the domains differ in what it shows."""
-    return f"{what}: {'not measured' if finding.apart is None and not finding.untold else finding.answer}"
+    """Return the title of a panel: what it shows, and whether the domains differ in that."""
+    return f"{what}\napart: {'not measured' if finding.answer == '-' else finding.answer}"
 
 
 def _bars(axes: Axes, shares: dict[str, dict[str, float]], title: str, otherwise: str, *, ordered: bool = True) -> None:

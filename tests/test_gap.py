@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ import scipy.stats
 import sklearn.datasets
 from conftest import write_table
 
-from hf_transfer import diagnostics, features, transferability
+from hf_transfer import compare, diagnostics, features, gap, transferability
+from hf_transfer.arguments import DataArguments, ModelArguments
 from hf_transfer.cli import main
 from hf_transfer.diagnostics import Side, mmd, proxy_a_distance, vocabulary
 from hf_transfer.errors import UserError
@@ -56,6 +58,8 @@ def test_all_diagnostics_are_found():
     ]  # fmt: skip
 
 
+NOTHING = "- No difference is shown that calls for anything."
+PRESUME = ("self_train", "adapt_domain", "pretrain_domain", "aligning", "alignment", "--label_prior")
 SHIFTS = {
     "none": ({}, []),
     "words": ({"words": GADGETS}, ["vocabulary"]),
@@ -70,13 +74,15 @@ def test_generated_shifts_are_told_apart(shift, measured):
     change, expected = SHIFTS[shift]
     text, facts = measured(rows(400, 1), rows(400, 2, **change))
     assert [kind for kind in KINDS if facts["findings"][kind]["apart"]] == expected
-    said = {"vocabulary": "words", "length": "length", "labels": "the mix of labels", "concept": "what the labels mean"}
-    for kind, words in said.items():
-        assert (words in facts["verdict"].replace("not in words, length or labels", "")) == (kind in expected)
+    shown, _, untold = facts["differences"].partition(";")
+    for kind, words in gap.KINDS.items():
+        assert (words in shown) == (kind in expected)
+        assert (words in untold) == (facts["findings"][kind]["answer"] == "can't tell")
     assert facts["verdict"] in text
     advice = [finding["advice"] for finding in facts["findings"].values() if finding["advice"]]
     assert all(sentence in text for sentence in advice)
     assert (len(advice) > 0) == (len(expected) > 0)
+    assert (NOTHING in text) == (not expected)
 
 
 PARTS = {"label mix": {"positive": 0.9}, "length": {"long": 0.8}, "words and style": {"moved": 2.0}, "none": {}}
@@ -237,6 +243,163 @@ def test_a_missed_kind_of_a_frequent_label_is_no_other_concept():
     assert not found.apart
 
 
+def by_class(name, centres, labels, *, spread=1.0, seed=0, features=6, along=1, moved=0.0):
+    """A side whose rows are `centres` of their label away from 0 in the first features, `moved` in the last one."""
+    rng = np.random.default_rng(seed)
+    labels = np.array(labels)
+    states = rng.normal(size=(len(labels), 1, features)) * spread
+    states[:, 0, -1] += moved
+    states[:, 0, :along] += np.array([centres[label] for label in labels])[:, None]
+    return Side(name, [""] * len(labels), labels, pd.DataFrame(), np.ones(len(labels)), states)
+
+
+HERE = {"ham": -1.0, "spam": 1.0}
+
+
+def test_a_source_worse_than_the_commonest_label_may_mean_the_same():
+    """Of a skewed target it is worse, though its labels are those of the target."""
+    from hf_transfer.diagnostics import concept
+
+    nearer = {"ham": -0.7, "spam": 0.7}
+    source = by_class("here", nearer, ["ham", "spam"] * 200)
+    found = concept.measure(source, by_class("there", nearer, ["ham"] * 360 + ["spam"] * 40, seed=1), 0)
+    numbers = found.numbers
+    assert 0.7 < numbers["source_probe_on_target"] < 0.85 < numbers["commonest_label_share"] == 0.9
+    assert (numbers["source_probe_below_commonest_label"], numbers["source_probe_below_guessing"]) == (True, False)
+    assert (found.answer, found.untold) == ("no", ""), "another mix of labels is no other meaning"
+    assert found.first.startswith("A probe of the source does worse than the target's commonest label: it is right on ")
+    assert "mean" not in found.first.replace("mean recall", "")
+    assert "turned" not in found.first
+
+
+def test_a_source_worse_than_the_commonest_label_that_shares_no_texts():
+    """The case in which 20 % against 98.5 % was said to be no other concept."""
+    from hf_transfer.diagnostics import concept
+
+    source = by_class("here", HERE, ["ham", "spam"] * 200, spread=0.3, along=5)
+    target = by_class("there", {"ham": 1.5, "spam": 4.0}, ["ham"] * 348 + ["spam"] * 52, spread=0.3, seed=1, along=5,
+                      moved=9.0)  # fmt: skip
+    found = concept.measure(source, target, 0)
+    assert found.numbers["source_probe_on_target"] < 0.3
+    assert found.numbers["target_probe_on_target"] > 0.95
+    assert not found.numbers["source_probe_below_guessing"]
+    assert (found.apart, found.answer) == (None, "can't tell")
+    assert found.untold.startswith("30 target rows that look like the source's (")
+    assert "its commonest label" not in found.first
+    assert found.first.endswith("Whether the labels mean something else can't be told.")
+
+
+def test_few_rows_of_a_source_are_no_other_meaning():
+    """Of 12 rows a probe learns little, however alike the domains are."""
+    from hf_transfer.diagnostics import concept
+
+    for seed in range(5):
+        source = by_class("here", HERE, ["ham", "spam"] * 6, seed=seed, features=60)
+        target = by_class("there", HERE, ["ham", "spam"] * 200, seed=seed + 50, features=60)
+        found = concept.measure(source, target, 0)
+        assert found.numbers["target_probe_on_target"] - found.numbers["source_probe_on_target"] > 0.05
+        assert not found.apart
+
+
+@pytest.mark.parametrize("rows_there", [20, 60, 400])
+def test_turned_labels_stand_first(rows_there, measured):
+    text, facts = measured(rows(200, 1, flipped=True), rows(rows_there, 2, words=[*PLACES[:6], *GADGETS[:2]]))
+    first = next(line for line in text.splitlines()[1:] if line)
+    assert first == facts["verdict"]
+    assert first.startswith("What the labels mean differs between the domains, or they are turned round: a probe of ")
+    concept = facts["findings"]["concept"]
+    assert (concept["apart"], concept["answer"], concept["untold"]) == (True, "yes", "")
+    for number in ("source_probe_on_target", "target_probe_on_target"):
+        assert f"{concept['numbers'][number]:.1%}" in first
+    assert f"{concept['numbers']['commonest_label_share']:.0%}" in first
+    assert concept["numbers"]["source_probe_below_guessing"]
+    assert facts["advice"][0] == concept["advice"]
+    assert not [word for word in PRESUME if word in text]
+
+
+def test_twenty_rows(measured):
+    """What so few rows can't tell is no "no"; a difference that they show is one."""
+    text, facts = measured(rows(200, 1), rows(20, 2))
+    answers = {name: finding["answer"] for name, finding in facts["findings"].items()}
+    assert answers.pop("duplicates") == "-"
+    assert set(answers.values()) == {"can't tell"}
+    assert all(facts["findings"][name]["apart"] is None for name in answers)
+    assert all(f"| can't tell | {facts['findings'][name]['summary']}; needed: {facts['findings'][name]['untold']} |"
+               in text for name in answers)  # fmt: skip
+    assert facts["findings"]["length"]["untold"] == "36 rows of the target (it has 20)"
+    assert facts["verdict"] == (
+        "No difference between the domains is shown; whether they differ in words, length, the mix of labels or what "
+        "the labels mean, or for the model can't be told."
+    )
+    assert NOTHING in text
+    text, facts = measured(rows(200, 1), rows(20, 2, words=GADGETS, positive=0.95, length=30))
+    assert [kind for kind in KINDS if facts["findings"][kind]["answer"] == "yes"] == ["vocabulary", "length", "labels"]
+    assert facts["findings"]["concept"]["answer"] == "can't tell"
+    assert facts["findings"]["mmd"]["answer"] == facts["findings"]["proxy_a_distance"]["answer"] == "yes"
+
+
+def test_halves_of_a_domain_are_told_to_be_alike(measured):
+    table = rows(200, 1)
+    text, facts = measured(table[:100], table[100:])
+    answers = {name: finding["answer"] for name, finding in facts["findings"].items()}
+    assert answers == {name: "-" if name == "duplicates" else "no" for name in answers}
+    assert facts["verdict"] == "No difference between the domains is shown: they may be one."
+    assert NOTHING in text
+
+
+def test_a_skewed_target_is_not_turned_round(measured):
+    text, facts = measured(rows(200, 1), rows(200, 2, positive=0.9))
+    assert facts["verdict"] == "The domains differ in the mix of labels."
+    assert facts["findings"]["concept"]["answer"] == "no"
+    assert "(--label_prior)" in text
+    assert "Only if" not in text
+
+
+def test_advice_depends_on_what_the_labels_mean():
+    """What builds on the source's labels is advised where they hold, on that condition, or not at all."""
+    from hf_transfer.diagnostics import Finding
+
+    def lines(**concept):
+        found = {"concept": Finding("", concept.pop("advice", ""), **concept), "labels": Finding(
+            "", "The mix differs: use --label_prior.", apart=True, same_meaning=True), "length": Finding(
+                "", "Texts are longer.", apart=True)}  # fmt: skip
+        kept, lines = gap.borne_out(found)
+        assert kept["labels"].advice == next((line for line in lines if "--label_prior" in line), "")
+        return lines
+
+    plain = ["The mix differs: use --label_prior.", "Texts are longer."]
+    assert lines(apart=False) == plain
+    assert lines(apart=True, advice="Label rows.") == ["Label rows.", plain[1]]
+    assert lines(apart=None, untold="x", first="Worse.", advice="Label rows.") == ["Label rows.", plain[1]]
+    for untold, needed in (("52 rows of ham", "52 rows of ham"), ("", "labels of both domains, named alike")):
+        told = lines(apart=None, untold=untold)
+        assert told[0].startswith("First have 30 labelled target rows or more: ")
+        assert told[0].endswith(f"needed to tell: {needed}.")
+        assert told[1:] == ["Only if the labels mean the same: the mix differs: use --label_prior.", plain[1]]
+
+
+RARER = 1 / np.arange(1, 41) ** 1.5
+
+
+@pytest.mark.parametrize("name", ["labels", "length", "proxy_a_distance", "vocabulary"])
+def test_few_rows_of_one_domain_are_not_told_apart(name):
+    """Samples of 20 rows; one in a hundred may be."""
+    measure = diagnostics.load(name).measure
+
+    def one(count, seed):
+        rng = np.random.default_rng(seed)
+        words = rng.choice(60, (count, 1)) * 3 + rng.integers(0, 3, (count, 60))
+        texts = [" ".join(f"w{word}" for word in row[: rng.integers(30, 60)]) for row in words]
+        labels = rng.choice([f"label {i}" for i in range(40)], count, p=RARER / RARER.sum())
+        facts = pd.DataFrame({"words": [len(text.split()) for text in texts], "label": labels})
+        return Side("x", texts, labels, facts, np.ones(count), rng.normal(size=(count, 7, 10)))
+
+    source = one(400, 0)
+    answers = [measure(source, one(20, seed), seed).answer for seed in range(1, 11)]
+    assert answers.count("yes") <= 1
+    assert "no" not in answers
+
+
 def test_report_has_every_part(measured, tmp_path):
     text, facts = measured(rows(200, 1), rows(150, 2, words=GADGETS))
     assert "# Gap from here to there" in text
@@ -270,11 +433,18 @@ def test_labels_of_other_names(measured):
     assert facts["findings"]["concept"]["numbers"]["target_probe_on_target"] > 0.9
 
 
-@pytest.mark.parametrize("last", ["neg", "pos"])
+LACKING = {
+    "neg": "two labels that both domains have, each with 5 rows or more of the source",
+    "pos": "500 labelled rows of the target or so (there are 100), 5 of each of two labels at least",
+}
+
+
+@pytest.mark.parametrize("last", LACKING)
 def test_labels_too_few_for_a_probe(last, measured):
     target = rows(100, 2, positive=0.0)
     _, facts = measured(rows(100, 1), [*target[:-1], {**target[-1], "label": last}])
-    assert facts["findings"]["concept"]["summary"].startswith("not measured: a side has a single label with 5")
+    concept = facts["findings"]["concept"]
+    assert (concept["answer"], concept["untold"]) == ("can't tell", LACKING[last])
 
 
 def test_equal_tables_are_said_to_be_equal(measured):
@@ -314,13 +484,31 @@ def test_a_label_column_that_only_the_source_has(measured):
 
 
 def test_what_can_not_be_compared_is_refused(measured, tmp_path):
-    with pytest.raises(UserError, match=r"there has 20 usable rows; at least 40 are needed"):
-        measured(rows(100, 1), rows(20, 2))
+    with pytest.raises(UserError, match=r"there has 9 usable rows; at least 10 are needed"):
+        measured(rows(100, 1), rows(9, 2))
+    assert measured(rows(100, 1), rows(10, 2))[1]["target"]["rows"] == 10
     with pytest.raises(UserError, match="there is no file or folder"):
         domain_gap(str(tmp_path / "no.csv"), str(tmp_path / "no.csv"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--output_dir"):
         domain_gap("a.csv", "b.csv", output_dir=str(tmp_path / "file" / "out"))
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_compare_says_the_first_line_of_the_gap(flipped, tiny, tmp_path):
+    """Also where the label's column is not one that is guessed."""
+    files = [write_table(tmp_path / f"{name}.jsonl", [{"text": row["text"], "opinion": row["label"]} for row in table])
+             for name, table in (("here", rows(100, 1, flipped=flipped)), ("there", rows(100, 2)))]  # fmt: skip
+    data = DataArguments(source=[str(files[0])], target=str(files[1]), label_column="opinion")
+    arguments = SimpleNamespace(data=data, model=ModelArguments(model=str(tiny)), train=SimpleNamespace(seed=0))
+    said = []
+    compare._gap(
+        SimpleNamespace(arguments=arguments, folder=tmp_path / "out", console=SimpleNamespace(say=said.append))
+    )
+    first = "What the labels mean differs between the domains, or they are turned round" if flipped else "No difference"
+    assert len(said) == 1
+    assert said[0].startswith(first)
+    assert said[0] in (tmp_path / "out" / "gap" / "gap.md").read_text().splitlines()
 
 
 # the measures
@@ -364,7 +552,7 @@ def test_mmd_of_all_layers_is_one_test(layers):
         states = [rng.normal(size=(40, layers, 4)) for _ in range(2)]
         states[1][:, 1] += apart
         found = mmd.measure(*(side(states=one) for one in states), seed)
-        assert found.apart == (found.numbers["p"] < 0.01)
+        assert bool(found.apart) == (found.numbers["p"] < 0.01)
         assert found.numbers["by_layer"][1] == max(found.numbers["by_layer"]) or not apart
         return found.numbers["p"]
 
@@ -384,11 +572,12 @@ def test_proxy_a_distance_from_none_to_all():
 
 def test_word_distances():
     here, there = vocabulary._count(side(["a b", "a c"]), range(2)), vocabulary._count(side(["A d"]), range(1))
+    assert (here, there) == ({"a": 2, "b": 1, "c": 1}, {"a": 1, "d": 1})
     p, q = np.array([2, 1, 1, 0]) / 4, np.array([1, 0, 0, 1]) / 2
     m = (p + q) / 2
     entropy = lambda x: -sum(v * np.log2(v) for v in x if v)  # noqa: E731
-    assert vocabulary._distance(here, there) == pytest.approx(entropy(m) - (entropy(p) + entropy(q)) / 2)
-    assert vocabulary._unseen(here, there) == 0.5
+    assert vocabulary._distance(4 * p, 2 * q) == pytest.approx(entropy(m) - (entropy(p) + entropy(q)) / 2)
+    assert vocabulary._unseen(4 * p, 2 * q) == 0.5
     z = vocabulary.log_odds(here, there)
     assert z["d"] > 0 > z["b"]
     turned = vocabulary.log_odds(there, here)

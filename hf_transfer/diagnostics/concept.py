@@ -98,7 +98,9 @@ def _losses(
         recall, error = _mean_recall(right, b[1])
         guessing = numbers["guessing_mean_recall"]
         return (
-            "" if recall > guessing + ERRORS * error else "more rows, or a model whose features tell the labels apart"
+            ""
+            if recall > guessing + ERRORS * error
+            else "a source probe better than guessing: more rows, or another --model"
         )
     needed = FEWEST if loss is None else math.ceil(2 / loss**2)
     total = f": some {math.ceil(needed * rows / count):,} labelled ones in all" if count else ""

@@ -16,6 +16,8 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
     The null is the same for two halves of one domain, the larger of both; text saturates the distance, so it says
     that domains differ and never how much accuracy that costs.
     """
+    from scipy.stats import norm
+
     rng = np.random.default_rng(seed)
     rows = min(len(source.states), len(target.states))
     picks = [rng.permutation(len(side.states))[:rows] for side in (source, target)]
@@ -25,11 +27,10 @@ def measure(source: Side, target: Side, seed: int) -> Finding:
         between.append(distance(a, b, seed))
         null.append(max(distance(one[: rows // 2], one[rows // 2 :], seed) for one in (a, b)))
     best = int(np.argmax(between))
-    # 4 standard errors of an accuracy of one half on all rows, at p 0.01
-    chance = 2.33 * 4 * 0.5 / (2 * rows) ** 0.5
-    apart, untold = told(
-        len(source.states), len(target.states), apart=bool(between[best] > null[best] + max(LARGE, chance))
-    )
+    # a distance moves four times as far as an accuracy; p 0.01 for the largest of all layers
+    chance = 4 * float(norm.isf(0.01 / len(between))) * (0.25 / (2 * rows)) ** 0.5
+    differ = bool(between[best] > null[best] + max(LARGE, chance))
+    apart, untold = told(len(source.states), len(target.states), apart=differ)
     return Finding(
         summary=f"{between[best]:.2f} of at most 2 on layer {best} (within a domain {null[best]:.2f})",
         advice="A classifier tells the domains apart: aligning features (CORAL, MMD) has something to align. That does "
