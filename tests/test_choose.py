@@ -417,7 +417,7 @@ def aimed(made, tiny, recipe, tmp_path_factory):
     folders, _ = made
     folder = tmp_path_factory.mktemp("aimed")
     turned = {"positive": "negative", "negative": "positive"}
-    target = [row | {"label": turned[row["label"]]} for row in reviews(120, 0.5, 6, ("screen", "cable"))]
+    target = [row | {"label": turned[row["label"]]} for row in reviews(600, 0.5, 6, ("screen", "cable"))]
     target = str(write_table(folder / "turned.jsonl", target))
     out = []
     for name in ("clean", "flipped"):
@@ -446,7 +446,7 @@ def test_labelled_target_scores_are_shown_and_not_used(made, aimed, tmp_path):
         assert own["target"] == "turned"
         assert own["metric"] == {"clean": "accuracy", "flipped": "macro_f1"}[one["name"]]
         assert (own["score"], own["interval"]) == (found[own["metric"]], found["intervals"][own["metric"]])
-        assert own["rows"] == 120
+        assert own["rows"] == 600
         scores[one["name"]] = with_interval(found["macro_f1"], found["intervals"]["macro_f1"])
         assert with_interval(own["score"], own["interval"]) in said
     lines = said.splitlines()
