@@ -30,8 +30,9 @@ from hf_transfer.compare import compare
 from hf_transfer.data import load_data
 from hf_transfer.errors import UserError
 from hf_transfer.results import load_run
+from hf_transfer.schedule import Plan, next_training
 from hf_transfer.texts import text_facts
-from hf_transfer.verdict_pages import sentences
+from hf_transfer.verdict_pages import _candidates
 
 GOOD, BAD = ("clean", "friendly", "comfortable", "great"), ("dirty", "rude", "broken", "noisy")
 FILLER = ("room", "hotel", "staff", "night", "bed", "breakfast", "we", "the", "was", "and")
@@ -160,7 +161,7 @@ def test_pages_hold_everything_and_ask_for_nothing(done):
     for one in facts["candidates"]:
         assert any(word.startswith(one["name"]) for word in page.words)
         assert f"| {one['name']}" in markdown
-    for word in {one["accuracy"]["word"] for one in facts["comparisons"]}:
+    for word in {one["effect"]["word"] for one in facts["comparisons"]}:
         assert word in page.words
         assert word in markdown
     assert (where / "pareto.png").stat().st_size > 10_000
@@ -391,7 +392,7 @@ def test_an_arm_that_fails_is_left_out_and_so_is_what_there_is_no_time_for(done,
         (where / "compare.json").write_text(json.dumps(spent))
         compare(flags(folder))
         without = json.loads((where / "verdict.json").read_text())
-        assert without["left_out"]["coral+full-seed3"].startswith("no time: about")
+        assert without["left_out"]["coral+full-seed3"].startswith("no time: it may take")
         assert {one["arm"] for one in without["comparisons"]} == set(ARMS.split(",")) - {"coral+full"}
         assert "coral+full-seed3 | no time" in (where / "verdict.md").read_text()
         own = {one["name"]: one["accuracy"] for one in facts["candidates"]}
@@ -421,10 +422,11 @@ def test_what_would_spoil_the_estimates_is_refused_before_anything_is_trained(ch
 
 def test_an_arm_that_was_stopped_is_said_to_be(done):
     _, facts, _ = done
-    assert not [words for words in sentences(facts) if "stopped" in words]
-    first, *others = facts["candidates"]
-    found = sentences(facts | {"candidates": [first | {"stopped": ["after 3 steps: a loss"]}, *others]})
-    assert f"{first['name']} was stopped after 3 steps: a loss." in found
+    assert not [row for row in _candidates(facts) if "stopped" in row[0]]
+    candidates = [one | {"happened": ["alignment stopped after 3 steps: a loss"]} if one["name"] == "coral+full" else one
+                  for one in facts["candidates"]]  # fmt: skip
+    names = [row[0] for row in _candidates(facts | {"candidates": candidates})]
+    assert any(name.startswith("coral+full (alignment stopped after 3 steps: a loss") for name in names)
 
 
 @pytest.mark.parametrize("kind", ["flipped", "another task"])
@@ -450,7 +452,9 @@ def test_planted_negative_transfer(kind, folder, tmp_path):
     assert ("full", TARGET_ONLY) in words
     assert not facts["verdict"]["adapt"]
     assert facts["verdict"]["recommended"] == "tfidf on the target"
-    assert "Negative transfer: full is worse than tfidf on the target" in (where / "verdict.md").read_text()
+    markdown = (where / "verdict.md").read_text()
+    assert "full: negative transfer, worse than" in markdown
+    assert "Don't transfer: train TF-IDF on your 200 target labels alone" in markdown
     assert facts["next"] == {"texts": [], "expected": [], "bound": None}, "no arm helps: nothing is promised"
     assert "What further labels would likely buy" not in (where / "verdict.md").read_text()
     only = load_run(where / "runs" / f"{TARGET_ONLY}-seed3")
@@ -460,6 +464,34 @@ def test_planted_negative_transfer(kind, folder, tmp_path):
     assert "tuned" not in only.choices, "few shots leave no validation rows to choose by"
     assert only.data["rows"]["train"] == 200
     assert only.data["rows"]["target_test"] == facts["test_rows"] == 500
+
+
+def test_screened_arms_that_are_worse_on_held_out_rows_are_in_no_comparison(folder, tmp_path, monkeypatch):
+    """Two arms train for a quarter of their epochs; one goes on, and there is no time left for the other."""
+    plan = Plan(1.0, ["lora", "bitfit", "full", RANDOM], [], 60.0, ["lora", "bitfit"], 1)
+    monkeypatch.setattr("hf_transfer.compare.make_plan", lambda *_, **__: plan)
+
+    def no_time_for_the_others(*given):
+        one = next_training(*given)
+        return None if one and one.name in given[-1] else one
+
+    monkeypatch.setattr("hf_transfer.compare.next_training", no_time_for_the_others)
+    where = compare(flags(folder, arms="lora,bitfit", num_train_epochs="4", target_unlabeled=None,
+                          output_dir=str(tmp_path / "out")))  # fmt: skip
+    facts = json.loads((where / "verdict.json").read_text())
+    scores = {name: one["score"] for name, one in facts["screening"].items()}
+    (kept,) = [name for name, one in facts["screening"].items() if one["kept"]]
+    (other,) = {"lora", "bitfit"} - {kept}
+    assert scores[kept] == max(scores.values())
+    held_out = load_run(where / "runs" / f"{other}-seed3").metrics["validation"]["accuracy"]
+    assert scores[other] == held_out, "validation rows, by the metric that chooses checkpoints"
+    assert load_run(where / "runs" / f"{kept}-seed3").history[-1]["epoch"] == 4.0
+    assert load_run(where / "runs" / f"{other}-seed3").history[-1]["epoch"] == 1.0
+    assert load_run(where / "runs" / f"{other}-seed3").arm == f"{other} (1 of 4 epochs, by the budget)"
+    assert {one["name"] for one in facts["candidates"]} == {"majority", "tfidf", "frozen", "full", RANDOM, kept}
+    assert f"| {other} | {100 * scores[other]:.1f} | no |".replace(" ", "") in (
+        (where / "verdict.md").read_text().replace(" ", "")
+    )
 
 
 def test_without_target_labels_and_with_two_seeds(folder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -253,3 +254,60 @@ def test_expected_seconds_follow_the_real_ones():
     assert correction(started, {"a": 20, "d": 5}, "coral") == 2.0
     assert correction(started, {"a": 20, "b": 30, "c": 50}, "full") == 4.0
     assert correction(started, {"a": 20, "b": 30, "c": 50}, "coral") == 3.0
+
+
+# screening
+
+
+def screened(*names):
+    """Entries of which those that learn by epochs and are no controls may be screened."""
+    return [replace(entry, screens=entry.name not in ("full", "frozen", "random+full"))
+            for entry in entries_of(" ".join(names), "full random+full")]  # fmt: skip
+
+
+def test_arms_are_screened_before_epochs_are_given_up_for_all():
+    entries = screened("a", "b", "c", "d")
+    seconds = {"a": 100, "b": 110, "c": 120, "d": 130, "full": 50, "random+full": 50}
+
+    def expected(name, share):
+        return seconds[name] * share
+
+    everything = 1.1 * sum(seconds.values())
+    enough = make_plan(entries, expected, everything + 1)
+    assert (enough.share, enough.screened) == (1.0, [])
+    plan = make_plan(entries, expected, 1.1 * (100 + 460 / 4 + 250) + 1)
+    assert plan.share == 1.0
+    assert plan.screened == ["a", "b", "c", "d"]
+    assert plan.keep == 2
+    assert plan.seconds == pytest.approx(100 + 115 + 250)
+    assert sorted(plan.arms) == sorted(seconds)
+    assert [plan.first_share(name) for name in ("a", "full")] == [0.25, 1.0]
+    less = make_plan(entries, expected, 1.1 * (100 + 460 / 4 + 250) - 1)
+    assert less.screened == [], "the better ones could not be trained to the end"
+    assert less.share < 1.0
+    alone = make_plan(screened("a"), expected, 1.1 * 150)
+    assert alone.screened == [], "one alone is not screened"
+
+
+def test_who_is_put_aside_waits_for_all_others():
+    entries = screened("a", "b")
+    seconds = {"a": 100, "b": 100, "full": 50, "random+full": 50}
+    plan = Plan(1.0, ["a", "b", "full", "random+full"], [], 1.0, ["a", "b"], 1)
+
+    def following(done, left, resting, seeds=2):
+        return next_training(
+            entries, plan, seeds, done, set(), lambda name, share: seconds[name] * share, left, resting
+        )
+
+    one = following({}, 1000.0, ())
+    assert (one.share, one.why) == (0.25, FIRST)
+    rung = {("a", 0): 0.25, ("b", 0): 0.25, ("full", 0): 1.0, ("random+full", 0): 1.0}
+    assert following(rung, 1000.0, {"b"}).name == "a"
+    assert following(rung, 1000.0, {"b"}).why == LONGER
+    done = rung | {("a", 0): 1.0}
+    one = following(done, 1000.0, {"b"})
+    assert (one.why, one.seed) == (SEED, 1)
+    whole = done | {(name, 1): 1.0 for name in ("a", "full", "random+full")}
+    one = following(whole, 1000.0, {"b"})
+    assert (one.name, one.why, one.share) == ("b", LONGER, 1.0), "what all others leave over"
+    assert following(whole, 100.0, {"b"}) is None
