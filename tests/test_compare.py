@@ -423,8 +423,8 @@ def test_what_would_spoil_the_estimates_is_refused_before_anything_is_trained(ch
 def test_an_arm_that_was_stopped_is_said_to_be(done):
     _, facts, _ = done
     assert not [row for row in _candidates(facts) if "stopped" in row[0]]
-    candidates = [one | {"happened": ["alignment stopped after 3 steps: a loss"]} if one["name"] == "coral+full" else one
-                  for one in facts["candidates"]]  # fmt: skip
+    stopped = {"happened": ["alignment stopped after 3 steps: a loss"]}
+    candidates = [one | (stopped if one["name"] == "coral+full" else {}) for one in facts["candidates"]]
     names = [row[0] for row in _candidates(facts | {"candidates": candidates})]
     assert any(name.startswith("coral+full (alignment stopped after 3 steps: a loss") for name in names)
 

@@ -310,4 +310,4 @@ def test_who_is_put_aside_waits_for_all_others():
     whole = done | {(name, 1): 1.0 for name in ("a", "full", "random+full")}
     one = following(whole, 1000.0, {"b"})
     assert (one.name, one.why, one.share) == ("b", LONGER, 1.0), "what all others leave over"
-    assert following(whole, 100.0, {"b"}) is None
+    assert following(whole, 20.0, {"b"}) is None
