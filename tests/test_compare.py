@@ -350,7 +350,9 @@ def test_planted_negative_transfer(kind, folder, tmp_path):
     assert ("full", TARGET_ONLY) in words
     assert not facts["verdict"]["adapt"]
     assert facts["verdict"]["recommended"] == "tfidf on the target"
-    assert "negative transfer, worse than" in (where / "verdict.md").read_text()
+    markdown = (where / "verdict.md").read_text()
+    assert "full: negative transfer, worse than" in markdown
+    assert "Don't transfer: train TF-IDF on your 200 target labels alone" in markdown
     assert facts["next"] == {"texts": [], "expected": [], "bound": None}, "no arm helps: nothing is promised"
     assert "What further labels would likely buy" not in (where / "verdict.md").read_text()
     only = load_run(where / "runs" / f"{TARGET_ONLY}-seed3")
@@ -372,7 +374,7 @@ def test_without_target_labels_and_with_screening(folder, tmp_path, monkeypatch)
     facts = json.loads((where / "verdict.json").read_text())
     assert not facts["target_labels"]
     (kept,) = [name for name, one in facts["screening"].items() if one["kept"]]
-    scores = {name: one["score"] for name, one in facts["screening"].items()}
+    scores = {name: one["accuracy"] for name, one in facts["screening"].items()}
     assert scores.keys() == {"lora", "bitfit"}
     assert scores[kept] == max(scores.values())
     assert {run["name"] for run in facts["estimates"]["runs"]} == {"frozen", "full", RANDOM, kept}
