@@ -443,7 +443,7 @@ def _estimates(found: dict[str, Any]) -> dict[str, Any]:
                "there.")
             + (f" Estimates were off by (points of accuracy, mean over the arms): {off}." if off else "")
         )  # fmt: skip
-    if not found["backtests"]:
+    if not found["backtests"] and not found["recommended"]:  # else the recommendation says so
         lines.append("How far to trust them is not known: --backtest with a labelled table of another domain tells.")
     return {"title": "Estimates without target labels", "table": cells, "lines": lines}
 
