@@ -99,13 +99,7 @@ def make_plan(entries: list[Entry], seconds: Seconds, left: float, *, asked_done
         left: seconds for all of them.
         asked_done: whether an arm that the user asked for is trained already.
     """
-
-    def fitting(some: list[Entry], share: float) -> list[_Priced]:
-        return _fitting(_priced([(entry, 0, share) for entry in some], seconds, asked_first=not asked_done), left)
-
-    least = [one.entry for one in fitting(entries, SHARES[-1])]
-    share = next((share for share in FIRST_SHARES if len(fitting(least, share)) == len(least)), SHARES[-1])
-    first_runs = fitting(least, share)
+    share, first_runs = _largest(entries, FIRST_SHARES, seconds, left, asked_first=not asked_done)
     taken, order = [*first_runs], []
     while taken:
         order.append(_first(taken))
@@ -138,32 +132,25 @@ def next_training(
     hungry = not any(entry.asked and (entry.name, 0) in done for entry in entries)
     missing = [entry for entry in entries if (entry.name, 0) not in done and (entry.name, 0) not in failed]
 
-    def firsts(some: list[Entry], share: float) -> list[_Priced]:
-        return _priced([(entry, 0, share) for entry in some], seconds, asked_first=hungry)
-
-    queue = firsts([entry for entry in missing if entry.name in plan.arms], plan.share)
-    if found := _next(queue, left, FIRST):
+    first = [(entry, 0, plan.share) for entry in missing if entry.name in plan.arms]
+    if found := _next(_fitting(_priced(first, seconds, asked_first=hungry), left), left, FIRST):
         return found
-    for all_of_them in (True, False):
-        for share in SHARES:
-            queue = firsts(missing, share)
-            if (len(_fitting(queue, left)) == len(queue) or not all_of_them) and (
-                found := _next(queue, left, LEFT_OUT)
-            ):
-                return found
+    _, fitting = _largest(missing, SHARES, seconds, left, asked_first=hungry)
+    if found := _next(fitting, left, LEFT_OUT):
+        return found
     by_name = {entry.name: entry for entry in entries}
     for share in SHARES[:-1]:
         shorter = [(by_name[name], seed, share) for (name, seed), had in done.items()
                    if had < share and (had <= share - GAIN or share == 1)
                    and by_name[name].by_epochs and (name, seed) not in failed]  # fmt: skip
-        queue = _priced(shorter, seconds)
-        if queue and len(_fitting(queue, left)) == len(queue):
-            return _next(queue, left, LONGER)
+        fitting = _fitting(_priced(shorter, seconds), left)
+        if fitting and len(fitting) == len(shorter):
+            return _next(fitting, left, LONGER)
     for seed in range(1, seeds):
         wanted = [(entry, seed, done[entry.name, 0]) for entry in entries
                   if (entry.name, 0) in done and (entry.name, seed) not in done
                   and (entry.name, seed) not in failed]  # fmt: skip
-        if found := _next(_priced(wanted, seconds), left, SEED):
+        if found := _next(_fitting(_priced(wanted, seconds), left), left, SEED):
             return found
     return None
 
@@ -184,6 +171,19 @@ def correction(started: dict[str, dict[str, Any]], took: dict[str, float], arm: 
     if own := [ratio for name, ratio in ratios if name == arm]:
         return float(np.mean(own))
     return float(np.median([ratio for _, ratio in ratios])) if ratios else 1.0
+
+
+def _largest(
+    entries: list[Entry], shares: tuple[float, ...], seconds: Seconds, left: float, *, asked_first: bool
+) -> tuple[float, list[_Priced]]:
+    """Return the first runs of as many as fit at the least of `shares`, at the largest at which all of these do."""
+
+    def fitting(some: list[Entry], share: float) -> list[_Priced]:
+        return _fitting(_priced([(entry, 0, share) for entry in some], seconds, asked_first=asked_first), left)
+
+    least = [one.entry for one in fitting(entries, shares[-1])]
+    share = next(share for share in shares if len(fitting(least, share)) == len(least))
+    return share, fitting(least, share)
 
 
 def _priced(wanted: list[tuple[Entry, int, float]], seconds: Seconds, *, asked_first: bool = False) -> list[_Priced]:
@@ -228,9 +228,8 @@ def _first(fitting: list[_Priced]) -> _Priced:
     return next((one for one in ready if one.entry.asked or one.entry.name in teachers), ready[0])
 
 
-def _next(queue: list[_Priced], left: float, why: str) -> Training | None:
+def _next(fitting: list[_Priced], left: float, why: str) -> Training | None:
     """Return the first of those that fit, and how long it may take without the time of cheaper ones still to come."""
-    fitting = _fitting(queue, left)
     if not fitting:
         return None
     one = _first(fitting)
