@@ -59,12 +59,15 @@ def compare(argv: list[str] | None = None) -> Path:
     with _progress(job) as bar:
         _gap(job)
         _train_first(job, bar)
-        if "plan" not in job.state:
+        if "speeds" not in job.state:
             speeds = _calibrate(job)
             job.state |= {"speeds": asdict(speeds), "reading": _reading(job, speeds)}
-            job.state["plan"] = asdict(_plan(job, speeds))
             job.save()
-        plan, speeds = Plan(**job.state["plan"]), Speeds(**job.state["speeds"])
+        speeds = Speeds(**job.state["speeds"])
+        if not {name for name, _ in _done(job)} & {*job.state.get("plan", {"arms": []})["arms"]}:
+            job.state["plan"] = asdict(_plan(job, speeds))  # also once more, where a budget left no time for any run
+            job.save()
+        plan = Plan(**job.state["plan"])
         job.console.say(_shown(job, plan, speeds))
         _train_all(job, plan, speeds, bar)
     facts = find(job)
@@ -135,7 +138,7 @@ def _plan(job: Comparison, speeds: Speeds) -> Plan:
     """
     done = _done(job)
     to_come = [entry for entry in _entries(job) if (entry.name, 0) not in done]
-    expected, asked_done = _expected(job, speeds), any(arm.name == FROZEN for arm in job.arms)
+    expected, asked_done = _expected(job, speeds), any((arm.name, 0) in done for arm in job.arms)
     plan = make_plan(to_come, expected, job.left, asked_done=asked_done)
     if not asked_done and not {arm.name for arm in job.arms} & {*plan.arms}:
         price, name = min((_least(arm, expected), arm.name) for arm in job.arms)

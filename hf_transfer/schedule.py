@@ -114,29 +114,34 @@ def make_plan(entries: list[Entry], seconds: Seconds, left: float, *, asked_done
         left: seconds for all of them.
         asked_done: whether an arm that the user asked for is trained already.
     """
-
-    def fitting(some: list[Entry], share: float) -> list[_Priced]:
-        return _fitting(_priced([(entry, 0, share) for entry in some], seconds, asked_first=not asked_done), left)
-
-    least = [one.entry for one in fitting(entries, SHARES[-1])]
-    share = next((share for share in FIRST_SHARES if len(fitting(least, share)) == len(least)), SHARES[-1])
-    screened = [entry for entry in least if entry.screens]
-    keep = math.ceil(len(screened) / 2)
-    if share < 1 and len(least) == len(entries) and len(screened) > 1:
-        whole, last = (_priced([(entry, 0, 1.0) for entry in some], seconds)
-                       for some in ([entry for entry in least if entry not in screened], screened))  # fmt: skip
-        rung = _priced([(entry, 0, SCREENING) for entry in screened], seconds)
-        everything = [*whole, *rung, *last[-keep:]]
-        if len(_fitting(everything, left)) == len(everything):
-            first_runs = _priced([(entry, 0, SCREENING if entry in screened else 1.0) for entry in least], seconds,
-                                 asked_first=not asked_done)  # fmt: skip
-            return Plan(1.0, _order(_fitting(first_runs, left)), [],
-                        sum(one.seconds for one in _fitting(everything, left)), [one.name for one in screened],
-                        keep)  # fmt: skip
-    first_runs = fitting(least, share)
+    share, first_runs = _largest(entries, FIRST_SHARES, seconds, left, asked_first=not asked_done)
+    if (
+        share < 1
+        and len(first_runs) == len(entries)
+        and (plan := _screening(entries, seconds, left, asked_first=not asked_done))
+    ):
+        return plan
     names = _order(first_runs)
     out = [entry.name for entry in entries if entry.name not in names]
     return Plan(share, names, out, sum(one.seconds for one in first_runs))
+
+
+def _screening(entries: list[Entry], seconds: Seconds, left: float, *, asked_first: bool) -> Plan | None:
+    """Return the plan by which the better half of the arms trains for all epochs, as everything else does, if it fits."""
+    screened = [entry for entry in entries if entry.screens]
+    keep = math.ceil(len(screened) / 2)
+    if len(screened) < 2:
+        return None
+    others, last = (_priced([(entry, 0, 1.0) for entry in entries if entry.screens == screens], seconds)
+                    for screens in (False, True))  # fmt: skip
+    rung = _priced([(entry, 0, SCREENING) for entry in screened], seconds)
+    everything = [*others, *rung, *last[-keep:]]
+    fitting = _fitting(everything, left)
+    if len(fitting) < len(everything):
+        return None
+    first = [(entry, 0, SCREENING if entry.screens else 1.0) for entry in entries]
+    order = _order(_fitting(_priced(first, seconds, asked_first=asked_first), left))
+    return Plan(1.0, order, [], sum(one.seconds for one in fitting), [entry.name for entry in screened], keep)
 
 
 def _order(queue: list[_Priced]) -> list[str]:
@@ -173,20 +178,12 @@ def next_training(
     hungry = not any(entry.asked and (entry.name, 0) in done for entry in entries)
     missing = [entry for entry in entries if (entry.name, 0) not in done and (entry.name, 0) not in failed]
 
-    def firsts(some: list[Entry], share: float) -> list[_Priced]:
-        return _priced([(entry, 0, share) for entry in some], seconds, asked_first=hungry)
-
-    queue = _priced([(entry, 0, plan.first_share(entry.name)) for entry in missing if entry.name in plan.arms],
-                    seconds, asked_first=hungry)  # fmt: skip
-    if found := _next(queue, left, FIRST):
+    first = [(entry, 0, plan.first_share(entry.name)) for entry in missing if entry.name in plan.arms]
+    if found := _next(_fitting(_priced(first, seconds, asked_first=hungry), left), left, FIRST):
         return found
-    for all_of_them in (True, False):
-        for share in SHARES:
-            queue = firsts(missing, share)
-            if (len(_fitting(queue, left)) == len(queue) or not all_of_them) and (
-                found := _next(queue, left, LEFT_OUT)
-            ):
-                return found
+    _, fitting = _largest(missing, SHARES, seconds, left, asked_first=hungry)
+    if found := _next(fitting, left, LEFT_OUT):
+        return found
     by_name = {entry.name: entry for entry in entries}
 
     def longer(names: Collection[str]) -> Training | None:
@@ -194,9 +191,9 @@ def next_training(
             shorter = [(by_name[name], seed, share) for (name, seed), had in done.items()
                        if name in names and had < share and (had <= share - GAIN or share == 1)
                        and by_name[name].by_epochs and (name, seed) not in failed]  # fmt: skip
-            queue = _priced(shorter, seconds)
-            if queue and len(_fitting(queue, left)) == len(queue):
-                return _next(queue, left, LONGER)
+            fitting = _fitting(_priced(shorter, seconds), left)
+            if fitting and len(fitting) == len(shorter):
+                return _next(fitting, left, LONGER)
         return None
 
     if found := longer({*by_name} - {*resting}):
@@ -205,7 +202,7 @@ def next_training(
         wanted = [(entry, seed, done[entry.name, 0]) for entry in entries
                   if entry.name not in resting and (entry.name, 0) in done and (entry.name, seed) not in done
                   and (entry.name, seed) not in failed]  # fmt: skip
-        if found := _next(_priced(wanted, seconds), left, SEED):
+        if found := _next(_fitting(_priced(wanted, seconds), left), left, SEED):
             return found
     return longer(resting)
 
@@ -226,6 +223,19 @@ def correction(started: dict[str, dict[str, Any]], took: dict[str, float], arm: 
     if own := [ratio for name, ratio in ratios if name == arm]:
         return float(np.mean(own))
     return float(np.median([ratio for _, ratio in ratios])) if ratios else 1.0
+
+
+def _largest(
+    entries: list[Entry], shares: tuple[float, ...], seconds: Seconds, left: float, *, asked_first: bool
+) -> tuple[float, list[_Priced]]:
+    """Return the first runs of as many as fit at the least of `shares`, at the largest at which all of these do."""
+
+    def fitting(some: list[Entry], share: float) -> list[_Priced]:
+        return _fitting(_priced([(entry, 0, share) for entry in some], seconds, asked_first=asked_first), left)
+
+    least = [one.entry for one in fitting(entries, shares[-1])]
+    share = next(share for share in shares if len(fitting(least, share)) == len(least))
+    return share, fitting(least, share)
 
 
 def _priced(wanted: list[tuple[Entry, int, float]], seconds: Seconds, *, asked_first: bool = False) -> list[_Priced]:
@@ -270,9 +280,8 @@ def _first(fitting: list[_Priced]) -> _Priced:
     return next((one for one in ready if one.entry.asked or one.entry.name in teachers), ready[0])
 
 
-def _next(queue: list[_Priced], left: float, why: str) -> Training | None:
+def _next(fitting: list[_Priced], left: float, why: str) -> Training | None:
     """Return the first of those that fit, and how long it may take without the time of cheaper ones still to come."""
-    fitting = _fitting(queue, left)
     if not fitting:
         return None
     one = _first(fitting)

@@ -248,7 +248,7 @@ def finished_run(world: World) -> Path:
     scores = {"n": 1, "accuracy": 1.0, "macro_f1": 1.0, "intervals": {"accuracy": [1, 1], "macro_f1": [1, 1]}}
     content = json.loads((folder / "run.json").read_text()) | {
         "data": {"fingerprint": "", "target": "t"},
-        "metrics": {"controls": {}, "target_test": scores,
+        "metrics": {"controls": {}, "references": {"target_test": {}}, "target_test": scores,
                     "differences": {"target_test": {"tfidf": {"value": 0, "low": 0, "high": 0}}}},
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(content))

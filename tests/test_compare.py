@@ -271,14 +271,18 @@ def speeds(run=1.0, **step):
 
 
 def test_a_budget_in_which_nothing_asked_for_fits(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_transfer.compare._calibrate", speeds(run=3600.0, full=1.0, lora=0.5))
-    words = flags(folder, arms="full,lora", output_dir=str(tmp_path / "new"))
-    with pytest.raises(UserError, match=r"--budget 20m is too short: the first control and the cheapest arm \(lora\) "
+    monkeypatch.setattr("hf_transfer.compare._calibrate", speeds(run=3600.0, full=1.0))
+    words = flags(folder, arms="full", num_train_epochs="1", output_dir=str(tmp_path / "new"))
+    with pytest.raises(UserError, match=r"--budget 20m is too short: the first control and the cheapest arm \(full\) "
                                         r"take about 1:\d\d h here; give that much"):  # fmt: skip
         compare(words)
     with pytest.raises(UserError, match="--budget 10s is too short: the first control, a head on the frozen encoder, "
                        r"was not finished; with the verdict it takes more than \d+ s here"):  # fmt: skip
         compare([*words, "--budget", "10s", "--output_dir", str(tmp_path / "newer")])
+    monkeypatch.setattr("hf_transfer.compare._calibrate", None)  # which is not needed again
+    facts = json.loads((compare([*words, "--budget", "20h"]) / "verdict.json").read_text())
+    assert facts["left_out"] == {}
+    assert (facts["time"]["share"], facts["time"]["again"]) == (1.0, [])
 
 
 def written(where):
@@ -453,7 +457,8 @@ def test_planted_negative_transfer(kind, folder, tmp_path):
     assert not facts["verdict"]["adapt"]
     assert facts["verdict"]["recommended"] == "tfidf on the target"
     markdown = (where / "verdict.md").read_text()
-    assert "full: negative transfer, worse than" in markdown
+    assert "frozen: negative transfer, worse than" in markdown
+    assert ("full: negative" in markdown) != ("Collapsed: full" in markdown), "who learned nothing is no evidence"
     assert "Don't transfer: train TF-IDF on your 200 target labels alone" in markdown
     assert facts["next"] == {"texts": [], "expected": [], "bound": None}, "no arm helps: nothing is promised"
     assert "What further labels would likely buy" not in (where / "verdict.md").read_text()
