@@ -127,7 +127,7 @@ def make_plan(entries: list[Entry], seconds: Seconds, left: float, *, asked_done
 
 
 def _screening(entries: list[Entry], seconds: Seconds, left: float, *, asked_first: bool) -> Plan | None:
-    """Return the plan by which the better half of the arms trains for all epochs, as everything else does, if it fits."""
+    """Return the plan by which the better half of the arms trains for all epochs, as all else does, if it fits."""
     screened = [entry for entry in entries if entry.screens]
     keep = math.ceil(len(screened) / 2)
     if len(screened) < 2:
