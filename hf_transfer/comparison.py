@@ -200,6 +200,7 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     console = Console(quiet=train.quiet)
     task = tasks.load(arguments.model.task)
     domains = load_data(data, train.seed, quiet=console.quiet)
+    metric, chosen_by, why = choose_metrics(arguments.model.metric, domains.facts)
     _refuse_leaks(domains)
     columns = _columns(arguments, how, domains)
     domains = domains.relabelled(ordered_labels(arguments.model, domains.label_names))
@@ -218,7 +219,6 @@ def open_comparison(argv: list[str], description: str | None) -> Comparison:
     check_model(loaded.name, domains, quiet=console.quiet)
     if seen := seen_before(loaded.name, domains.test):
         raise UserError(f"LEAK: --model was pretrained on {seen} of the texts that are tested; pretrain without them.")
-    metric, chosen_by, why = choose_metrics(arguments.model.metric, domains.facts)
     console.say(summary(domains, cut))
     console.say(why)
     now = {"labelled rows": domains.facts["fingerprint"], "unlabelled texts": cache_key(pool),

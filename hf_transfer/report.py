@@ -163,7 +163,8 @@ def verdict(run: Run, shown: Callable[[str], str] = str) -> str:
         out.append(f"Accuracy and macro-F1 disagree: against {listed([shown(names[name]) for name in torn])}, "
                    f"{_gain(first['accuracy'])} points of accuracy and {_gain(first['macro_f1'])} of macro-F1"
                    + ("." if settled else "; nothing is recommended until --metric says which counts."))  # fmt: skip
-    difference, other = differences["tfidf"], shown(names["tfidf"])
+    lost = run.metrics["controls"]["tfidf"][which]["collapsed"]
+    difference, other = differences["tfidf"], shown(names["tfidf"]) + (" (collapsed)" if lost else "")
     words = "helps" if difference["low"] > 0 else "hurts" if difference["high"] < 0 else "shows no difference"
     gained = f"{_gain(difference)} points of {title}"
     if below := [name for name in run.metrics["references"][which] if differences[name]["low"] <= 0]:
@@ -178,8 +179,8 @@ def verdict(run: Run, shown: Callable[[str], str] = str) -> str:
     if scores["collapsed"]:
         out.append(f"Collapsed: {run.arm} {shown(scores['collapsed'])}; it has not learned to tell labels apart, try "
                    "more --num_train_epochs.")  # fmt: skip
-    if reason := run.metrics["controls"]["tfidf"][which]["collapsed"]:
-        out.append(f"Collapsed: {other} {shown(reason)}; to beat it shows little.")
+    if lost:
+        out.append(f"Collapsed: {shown(names['tfidf'])} {shown(lost)}; to beat it shows little.")
     support = {label: int(part["support"]) for label, part in scores["per_class"].items()}
     if small := small_test(support, difference["detectable"]):
         out.append(shown(small))

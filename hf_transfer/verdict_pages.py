@@ -131,7 +131,10 @@ def _arm(facts: dict[str, Any], arm: str) -> str:
             continue
         values = sorted(abs(100 * mine[name]["value"]) for name in there)
         by = f", by {values[0]:.1f}" + (f" to {values[-1]:.1f} points" if len(there) > 1 else " points")
-        who = f"all {len(there)} controls" if len(there) == len(mine) > 1 else ", ".join(there)
+        who = ", ".join(f"{name} (collapsed)" if _named(facts, name)["collapsed"] else name for name in there)
+        if len(there) == len(mine) > 1:
+            empty = [name for name in there if _named(facts, name)["collapsed"]]
+            who = f"all {len(there)} controls" + (f" ({', '.join(empty)} collapsed)" if empty else "")
         parts.append(f"{said} {who}" + (by if word != "no difference shown" else ""))
     apart = [name for name in mine if name in lost and mine[name]["word"] == "hurts"]
     if apart:
@@ -145,7 +148,8 @@ def _arm(facts: dict[str, Any], arm: str) -> str:
     worse = any(mine[name]["word"] == "hurts" for name in others)
     negative = "negative transfer, " if worse and facts["target_labels"] else ""
     by = f" (by {facts['metric']['title']})" if facts["verdict"]["conflicts"] else ""
-    return f"{arm}{by}: {negative}{'; '.join(parts)}."
+    mark = " (collapsed)" if _named(facts, arm)["collapsed"] else ""
+    return f"{arm}{mark}{by}: {negative}{'; '.join(parts)}."
 
 
 def _pretraining(facts: dict[str, Any]) -> list[str]:

@@ -55,6 +55,8 @@ def test_a_collapsed_control_is_no_evidence(verdicts):
     assert line(facts, "What pretraining gave") == (
         "What pretraining gave can't be told: the control learned nothing (random+full gives 100.0% of the rows the "
         "label 'ham').")  # fmt: skip
+    assert line(facts, "frozen: ") == (
+        "frozen: better than all 3 controls (random+full collapsed), by 19.8 to 37.5 points.")  # fmt: skip
     assert line(facts, "Collapsed: ") == "Collapsed: random+full gives 100.0% of the rows the label 'ham'."
     names = [row[0] for row in _candidates(facts)]
     assert "random+full (collapsed) (control)" in names
@@ -82,6 +84,7 @@ def test_a_collapsed_arm_hurts_nobody():
                    RANDOM: answering(labels, (0.7, 0.7), 3)}, labels, ["a", "b"])  # fmt: skip
     assert "against tfidf, random+full, frozen can't be told: the arm learned nothing" in line(facts, "full")
     assert "negative transfer" not in line(facts, "full")
+    assert line(facts, "full").startswith("full (collapsed): ")
     assert line(facts, "What pretraining gave").startswith(
         "What pretraining gave can't be told: the arm learned nothing"
     )
