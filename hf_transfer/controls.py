@@ -1,4 +1,4 @@
-"""Controls that every arm must beat: the majority class, and TF-IDF with logistic regression."""
+"""Controls that every arm must beat: the commonest training label, and TF-IDF with logistic regression."""
 
 from __future__ import annotations
 

@@ -122,8 +122,9 @@ def small_test(counts: dict[str, int], detectable: float) -> str:
     rarest = min(there, key=lambda name: there[name])
     if rows >= FEW and there[rarest] >= FEW_OF_LABEL:
         return ""
-    return (f"A small test: {rows} rows, {there[rarest]} of them '{rarest}'; only a difference of about "
-            f"{100 * min(1.0, detectable):.0f} points or more could be shown at all.")  # fmt: skip
+    points = 100 * min(1.0, detectable)
+    return (f"A small test: {rows} rows, the fewest of them labelled '{rarest}' ({there[rarest]}); a true difference "
+            f"of less than about {points:.0f} points would often be missed (80 % power).")  # fmt: skip
 
 
 def intervals(

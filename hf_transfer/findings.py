@@ -14,7 +14,7 @@ from hf_transfer.calibration import calibration
 from hf_transfer.comparison import resting
 from hf_transfer.controls import CONSTANT
 from hf_transfer.errors import UserError
-from hf_transfer.evaluation import collapse, length_parts
+from hf_transfer.evaluation import choose_metrics, collapse, length_parts
 from hf_transfer.report import training_seconds
 from hf_transfer.results import Run, load_run
 from hf_transfer.statistics import metric
@@ -29,9 +29,9 @@ WORDS = {
     CONSTANT: "the commonest label of the training rows for every text.",
     "tfidf": "TF-IDF + logistic regression.",
     "tfidf on the target": "TF-IDF + logistic regression on the target's labels alone.",
-    FROZEN: "a head on the frozen encoder.",
-    SOURCE_ONLY: "fine-tuned on the labelled rows alone.",
-    RANDOM: "the same from random weights: what did pretraining give?",
+    FROZEN: "a head on the frozen encoder, trained on the labelled training rows alone.",
+    SOURCE_ONLY: "fine-tuned on the labelled training rows alone.",
+    RANDOM: "full from random weights: full minus this is what pretraining gave.",
     TARGET_ONLY: "fine-tuned on the target's labels alone: what did the source give?",
 }
 WITHOUT_TRANSFER = [name for name in WORDS if name not in (FROZEN, SOURCE_ONLY)]
@@ -94,7 +94,9 @@ def find(job: Comparison) -> dict[str, Any]:
             "title": by.title,
             "settled": settled,
             "chosen_by": metric.title(job.setup.chosen_by),
+            "why": choose_metrics(job.arguments.model.metric, job.domains.facts)[2],
         },
+        "model": next(one.runs[0].model for one in everything.values() if one.runs),
         "references": [
             {"name": one.words, "key": one.name, "score": one.score(by)}
             | {name: one.score(metric.load(name, names)) for name in metric.NAMES}

@@ -137,10 +137,11 @@ def recalls(found: dict[str, float]) -> str:
 
 def with_interval(value: float, interval: Any, sign: str = "") -> str:
     """Return a share in per cent with its interval, where it has one; `sign` "+" shows the sign."""
-    if interval is None:
-        return f"{100 * value:{sign}.1f}"
-    low, high = interval
-    return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    exact = (
+        0.0 if abs(one) < 1e-9 else 100 * one for one in (value, *(interval or ()))
+    )  # -0.0 is below 0, not rounding
+    shown = [f"{one:{sign}.1f}" for one in exact]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if interval else shown[0]
 
 
 def verdict(run: Run, shown: Callable[[str], str] = str) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 from hf_transfer.arms import FROZEN, RANDOM, SOURCE_ONLY, TARGET_ONLY
 from hf_transfer.budget import duration
-from hf_transfer.choose import aligned, cell, disagreements, number, recommendation, too_close
+from hf_transfer.choose import aligned, cell, disagreements, number, recommendation
 from hf_transfer.controls import CONSTANT
+from hf_transfer.errors import listed
 from hf_transfer.evaluation import small_test
 from hf_transfer.learning_curve import REPEATED
 from hf_transfer.report import LOW, recalls, with_interval
@@ -48,14 +49,10 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     """Return the verdict in words, the most important first; each word has one meaning, see `verdict`."""
     out = []
     if not facts["target_labels"]:
-        found, more = facts["estimates"], ""
-        if found and found["recommended"]:
-            more = f"; by estimates from the target's texts alone, which may err, {found['recommended']} fits it best"
-        elif found and found["undecided"]:
-            more = f"; {too_close(found)}"
-        out.append(
-            f"There are no target labels to test on: scores and words are about the source's own test rows{more}."
-        )
+        choice = facts["estimates"] and facts["estimates"]["recommended"]
+        out.append("There are no target labels to test on: scores and words are about the source's own test rows"
+                   + (f"; by estimates from the target's texts alone, which may err, {choice} fits it best." if choice
+                      else "."))  # fmt: skip
     out += [*_conflicts(facts), *_recommended(facts)]
     chosen = facts["verdict"]["recommended"]
     out += [_arm(facts, name) for name in dict.fromkeys(one["arm"] for one in facts["comparisons"]) if name != chosen]
@@ -63,12 +60,29 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     for one in facts["candidates"]:
         if one["collapsed"]:
             share = f" (in {one['seeds_collapsed']} of {one['seeds']} seeds)" if one["seeds"] > 1 else ""
-            out.append(f"Collapsed: {one['name']} {one['collapsed']}{share}.")
+            out.append(
+                f"Collapsed: {one['name']} {one['collapsed']}{share}; more epochs or another seed may mend that."
+            )
     detectable = [min(1.0, one["effect"]["detectable"]) for one in facts["comparisons"]]
     out += filter(None, [small_test(facts["test_labels"], min(detectable))])
-    out.append(f"Smallest difference that four of five such tests would show: {100 * min(detectable):.1f} to "
-               f"{100 * max(detectable):.1f} points of {facts['metric']['title']}, by comparison.")  # fmt: skip
+    out.append(f"True differences of less than {100 * min(detectable):.1f} to {100 * max(detectable):.1f} points of "
+               f"{facts['metric']['title']}, by comparison, would often be missed (80 % power).")  # fmt: skip
     return out + _not_verified(facts)
+
+
+def outcome(facts: dict[str, Any]) -> str:
+    """Return the verdict in one word: helps, hurts (where every arm is worse than what is recommended) or open."""
+    chosen = facts["verdict"]["recommended"]
+    if chosen is None:
+        return "open"
+    return "helps" if facts["verdict"]["adapt"] else "hurts" if _worse_than(facts, chosen) else "open"
+
+
+def _worse_than(facts: dict[str, Any], control: str) -> bool:
+    """Whether every arm that has not collapsed is shown worse than a control."""
+    words = [one["effect"]["word"] for one in facts["comparisons"] if one["control"] == control
+             and not _named(facts, one["arm"])["collapsed"]]  # fmt: skip
+    return bool(words) and set(words) == {"hurts"}
 
 
 def _conflicts(facts: dict[str, Any]) -> list[str]:
@@ -76,11 +90,21 @@ def _conflicts(facts: dict[str, Any]) -> list[str]:
     if not found:
         return []
     first, names = found[0], list(dict.fromkeys(one["arm"] for one in found))
-    return [f"Accuracy and macro-F1 disagree: {first['arm']} against {_words(facts, first['control'])} has "
-            f"{_span(first['accuracy'], '+')} points of accuracy and {_span(first['macro_f1'], '+')} of macro-F1"
-            + (f"; so it is in {len(found)} comparisons, of {', '.join(names)}" if len(found) > 1 else "")
-            + (f". --metric {facts['metric']['name']} decides here." if facts["metric"]["settled"] else
-               ". Nothing is recommended until --metric says which of them counts.")]  # fmt: skip
+    arm = _named(facts, first["arm"])
+    other = next(one for one in (*facts["references"], *facts["candidates"])
+                 if first["control"] in (one.get("key"), one["name"]))  # fmt: skip
+    said = []
+    for key, title in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
+        how = "below" if first[key]["high"] < 0 else "above"
+        said.append(f"by {title} {arm['name']} ({100 * arm[key]:.1f} %) is {how} the {other['name']}, "
+                    f"{100 * other[key]:.1f} %: {_span(first[key], '+')} points")  # fmt: skip
+    more = f"; so {'is' if len(names) == 2 else 'are'} {', '.join(names[1:])}" if len(names) > 1 else ""
+    end = (
+        f". --metric {facts['metric']['name']} decides here."
+        if facts["metric"]["settled"]
+        else ". Nothing is recommended: run again with --metric accuracy or --metric macro_f1, whichever counts."
+    )
+    return [f"Accuracy and macro-F1 disagree: {'; '.join(said)}{more}{end}"]
 
 
 def _recommended(facts: dict[str, Any]) -> list[str]:
@@ -97,69 +121,69 @@ def _recommended(facts: dict[str, Any]) -> list[str]:
                 f"({best['name']}: {100 * best['score']:.1f} % {title})."]  # fmt: skip
     score = f"{100 * _named(facts, chosen)['score']:.1f} % {title}"
     if not verdict["adapt"]:
-        what = {TARGET_ONLY: f"train on your {facts['rows']['shots']} target labels alone",
-                "tfidf on the target": f"train TF-IDF on your {facts['rows']['shots']} target labels alone",
-                "tfidf": "TF-IDF on the labelled rows does as well",
-                RANDOM: "random weights do as well"}.get(chosen, f"take {chosen}")  # fmt: skip
-        return [f"Don't transfer: {what} ({score}). {on[0].upper()}{on[1:]} nothing that transfers is shown to beat "
-                "every control without transfer."]  # fmt: skip
-    plain = [name for name in mine if name not in TRAINED]
+        shown = ("every arm that transfers is shown worse" if _worse_than(facts, chosen) else
+                 "nothing that transfers is shown to beat every control without transfer")  # fmt: skip
+        own = {TARGET_ONLY: "train", "tfidf on the target": "train TF-IDF"}.get(chosen)
+        if own:
+            return [f"Don't transfer: {own} on your {facts['rows']['shots']} target labels alone ({chosen}, {score}). "
+                    f"{on[0].upper()}{on[1:]} {shown}."]  # fmt: skip
+        return [f"Nothing is shown to help: {on} {shown}. Until more is known take {chosen} ({score}), the cheapest "
+                "control that is not shown worse than the best."]  # fmt: skip
+    plain = [name for name in mine if name not in TRAINED and not _named(facts, name)["collapsed"]]
     nearest = min(plain, key=lambda name: mine[name]["value"])
     (near, *_) = sorted(_beside(facts, chosen), key=lambda one: one["effect"]["value"])
-    others = [name for name in verdict["helping"] if name != chosen]
     out = [f"{chosen} helps ({score}): {on} it beats every control without transfer, the nearest ({nearest}) by "
-           f"{_points(mine[nearest])}, and the {_words(facts, near['control'])} by {_span(near['effect'])}."
-           + (f" So {'do' if len(others) > 1 else 'does'} {', '.join(others)}; {chosen} is the cheapest that is not "
-              "shown worse than the best." if others else "")]  # fmt: skip
+           f"{_points(mine[nearest])}, and what reads no text ({_words(facts, near['control'])}) by "
+           f"{_span(near['effect'])}."]  # fmt: skip
+    best = max(verdict["helping"], key=lambda name: _named(facts, name)["score"])
+    if best != chosen:
+        out[0] += f" {best} scores more, which may be chance; {chosen} is cheaper."
     for name in TRAINED:
         if name in mine:
-            out.append(f"Against {name}, which learns from labelled rows alone: {mine[name]['word']}, "
-                       f"{_points(mine[name])}.")  # fmt: skip
+            out.append(f"{chosen} against {name}: {mine[name]['word']}, {_points(mine[name])}.")
     return out
 
 
 def _arm(facts: dict[str, Any], arm: str) -> str:
     """Return in one line how an arm does against all that it is compared with."""
     mine = {one["control"]: one["effect"] for one in facts["comparisons"] if one["arm"] == arm}
-    lost = {name for name in mine if _named(facts, name)["collapsed"] or _named(facts, arm)["collapsed"]}
+    own = bool(_named(facts, arm)["collapsed"])
+    lost = [name for name in mine if own or _named(facts, name)["collapsed"]]
     parts = []
     for word, said in (("hurts", "worse than"), ("no difference shown", "no difference shown from"),
                        ("helps", "better than")):  # fmt: skip
-        there = [name for name, effect in mine.items() if effect["word"] == word
-                 and not (word == "hurts" and name in lost)]  # fmt: skip
+        there = [name for name, effect in mine.items() if effect["word"] == word and name not in lost]
         if not there:
             continue
         values = sorted(abs(100 * mine[name]["value"]) for name in there)
         by = f", by {values[0]:.1f}" + (f" to {values[-1]:.1f} points" if len(there) > 1 else " points")
-        who = ", ".join(f"{name} (collapsed)" if _named(facts, name)["collapsed"] else name for name in there)
-        if len(there) == len(mine) > 1:
-            empty = [name for name in there if _named(facts, name)["collapsed"]]
-            who = f"all {len(there)} controls" + (f" ({', '.join(empty)} collapsed)" if empty else "")
+        who = f"all {len(there)} controls" if len(there) == len(mine) > 1 else listed(there)
         parts.append(f"{said} {who}" + (by if word != "no difference shown" else ""))
-    apart = [name for name in mine if name in lost and mine[name]["word"] == "hurts"]
-    if apart:
-        whose = "the arm" if _named(facts, arm)["collapsed"] else "the control"
-        parts.append(f"against {', '.join(apart)} can't be told: {whose} learned nothing")
+    if lost:
+        parts.append(f"against {listed(lost)} can't be told: the {'arm' if own else 'control'} learned nothing")
+    chosen = facts["verdict"]["recommended"]
+    for one in facts["comparisons"]:
+        if (one["arm"], one["control"], one["effect"]["word"]) == (chosen, arm, "helps"):
+            parts.append(f"{chosen} is better, by {_points(one['effect'])}")
     for one in _beside(facts, arm):
         if one["effect"]["low"] <= 0:
             how = "below" if one["effect"]["high"] < 0 else "not shown above"
             parts.append(f"{how} the {_words(facts, one['control'])}, {_span(one['effect'], '+')} points")
-    others = [name for name in mine if name not in {*TRAINED, CONSTANT, *lost}]
-    worse = any(mine[name]["word"] == "hurts" for name in others)
+    worse = [name for name in mine if mine[name]["word"] == "hurts" and name not in {*TRAINED, CONSTANT, *lost}]
     negative = "negative transfer, " if worse and facts["target_labels"] else ""
     by = f" (by {facts['metric']['title']})" if facts["verdict"]["conflicts"] else ""
-    mark = " (collapsed)" if _named(facts, arm)["collapsed"] else ""
-    return f"{arm}{mark}{by}: {negative}{'; '.join(parts)}."
+    return f"{arm}{' (collapsed)' if own else ''}{by}: {negative}{'; '.join(parts)}."
 
 
 def _pretraining(facts: dict[str, Any]) -> list[str]:
     for one in facts["comparisons"]:
         if (one["arm"], one["control"]) == (SOURCE_ONLY, RANDOM):
             for name, whose in ((RANDOM, "control"), (SOURCE_ONLY, "arm")):
-                if reason := _named(facts, name)["collapsed"]:
-                    return [f"What pretraining gave can't be told: the {whose} learned nothing ({name} {reason})."]
-            return [f"What pretraining gave: {one['effect']['word']}, {_points(one['effect'])} between full and the "
-                    "same from random weights."]  # fmt: skip
+                if _named(facts, name)["collapsed"]:
+                    return [f"What pretraining gave can't be told: the {whose} learned nothing ({name})."]
+            return [
+                f"What pretraining gave full: {one['effect']['word']}, {_points(one['effect'])} over random weights."
+            ]
     return []
 
 
@@ -178,8 +202,10 @@ def _not_verified(facts: dict[str, Any]) -> list[str]:
     ]:
         out.append(f"Not verified: full training of {', '.join(short)}, cut short by the budget; with more "
                    "epochs they may be better than they look, a larger --budget tells.")  # fmt: skip
+    if facts["target_labels"] and not facts["rows"]["shots"]:
+        out.append("Not verified: what some labels of the target alone would give; training saw none (--target_shots).")
     if facts["seeds"] == 1:
-        out.append("Not verified: other seeds. Every arm was trained once; this is about these models.")
+        out.append("Not verified: other seeds. Every arm was trained once; another seed may change small differences.")
     return out
 
 
@@ -223,31 +249,35 @@ def _candidates(facts: dict[str, Any]) -> list[list[str]]:
     title, name = facts["metric"]["title"], facts["metric"]["name"]
     beside = {"accuracy": "accuracy %", "macro_f1": "macro-F1 %"}
     beside.pop(name, None)
-    missed = any(min(one["recall"].values()) < LOW for one in facts["candidates"] if one["name"] != CONSTANT)
-    cells = [["", f"{title} %", *beside.values(), *["recall % by label"] * missed,
-              f"minus {facts['beside']}, points", "source accuracy %", "seconds"]]  # fmt: skip
+    missed = bool(facts["verdict"]["conflicts"]) or any(
+        min(one["recall"].values()) < LOW for one in facts["candidates"] if one["name"] != CONSTANT
+    )
+    source = any(one["source_accuracy"] is not None for one in facts["candidates"])
+    cells = [["arm or control", f"{title} %", *beside.values(), *["recall % by label"] * missed,
+              f"minus {facts['beside']}, points", *["source accuracy %"] * source, "seconds"]]  # fmt: skip
     for one in sorted([*facts["candidates"], *facts["references"]], key=lambda one: -one["score"]):
         others = [f"{100 * one[key]:.1f}" for key in beside]
         if "key" in one:
-            cells.append([f"{one['name']} (knows the test labels)", f"{100 * one['score']:.1f}", *others,
-                          *[""] * missed, "", "", ""])  # fmt: skip
+            cells.append([f"{one['name']}: knows the test labels", f"{100 * one['score']:.1f}", *others,
+                          *[""] * (missed + source), "", ""])  # fmt: skip
             continue
         mark = " *" if one["name"] == facts["verdict"]["recommended"] else ""
         shared = f" + {one['shared_seconds']:.0f}" if one["shared_seconds"] else ""
+        own = "" if one["source_accuracy"] is None else f"{100 * one['source_accuracy']:.1f}"
         cells.append([
             _flagged(one) + mark + (" (control)" if one["control"] and not one["arm"] else ""),
             with_interval(one["score"], one["interval"]),
             *others,
             *[recalls(one["recall"])] * missed,
             with_interval(one["minus"][0], one["minus"][1:], "+") if one["minus"] else "",
-            "" if one["source_accuracy"] is None else f"{100 * one['source_accuracy']:.1f}",
+            *[own] * source,
             f"{one['seconds']:.1f}{shared}",
         ])  # fmt: skip
     return cells
 
 
 def _costs(facts: dict[str, Any]) -> list[list[str]]:
-    cells = [["", "seeds", "trainable parameters", "MB", "peak MB", "ms a text"]]
+    cells = [["arm or control", "seeds", "trainable parameters", "MB", "peak MB", "ms a text"]]
     for one in sorted(facts["candidates"], key=lambda one: one["seconds"]):
         cells.append([
             _flagged(one),
@@ -260,27 +290,39 @@ def _costs(facts: dict[str, Any]) -> list[list[str]]:
     return cells
 
 
+def _counts(facts: dict[str, Any], one: dict[str, Any]) -> bool:
+    """Whether a comparison shows anything: both its sides have learned to tell labels apart."""
+    return not any(_named(facts, one[side])["collapsed"] for side in ("arm", "control"))
+
+
 def _comparisons(facts: dict[str, Any]) -> list[list[str]]:
-    cells = [["arm", "control", f"difference, points of {facts['metric']['title']}", "corrected p", "verdict",
-              "could have shown"]]  # fmt: skip
+    title = facts["metric"]["title"]
+    cells = [["arm", "control", f"difference, points of {title}", "corrected p", "verdict", "detectable (80 % power)"]]
     for one in facts["comparisons"]:
         effect = one["effect"]
         low, high = 100 * effect["corrected_low"], 100 * effect["corrected_high"]
         shown = min(100.0, 100 * effect["detectable"])
+        word = effect["word"] if _counts(facts, one) else "can't be told: collapsed"
+        if facts["verdict"]["conflicts"]:
+            word += f" (by {title})"
         cells.append([_flagged(_named(facts, one["arm"])), _flagged(_named(facts, one["control"])),
                       f"{100 * effect['value']:+.1f} [{low:+.1f}, {high:+.1f}]", _chance(effect["corrected_p"]),
-                      effect["word"], f"{shown:.1f}"])  # fmt: skip
+                      word, f"{shown:.1f}"])  # fmt: skip
     return cells
 
 
 def _constants(facts: dict[str, Any]) -> list[list[str]]:
     """Return the table of arms and controls against what knows the test labels and reads no text."""
-    cells = [["", "against", f"difference, points of {facts['metric']['title']}", "p", ""]]
+    title = facts["metric"]["title"]
+    others = {"accuracy": "accuracy", "macro_f1": "macro-F1"} if facts["verdict"]["conflicts"] else {}
+    others.pop(facts["metric"]["name"], None)
+    cells = [["arm or control", "against", f"difference, points of {title}", "p", f"by {title}",
+              *(f"points of {other}" for other in others.values())]]  # fmt: skip
     for one in facts["against_references"]:
         effect = one["effect"]
         word = "above" if effect["low"] > 0 else "below" if effect["high"] < 0 else "not shown above"
         cells.append([_flagged(_named(facts, one["arm"])), _words(facts, one["control"]), _span(effect, "+"),
-                      _chance(effect["p"]), word])  # fmt: skip
+                      _chance(effect["p"]), word, *(_span(one[key], "+") for key in others)])  # fmt: skip
     return cells
 
 
@@ -374,11 +416,17 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the parts of the page: title, table, and lines below it."""
     slices, time = facts["slices"], facts["time"]
     worst = slices["parts"][0] if slices["parts"] else None
+    weak = "No slice is shown to be worse than the rest."
+    if worst and worst["difference"]["word"] == GAP[0]:
+        weak = f"Worst: {worst['name']}, {100 * worst['accuracy']:.1f} % of {worst['rows']} rows right."
+    mark = "* is recommended. " if facts["verdict"]["recommended"] else ""
     out = [
         {"title": "Arms and controls", "table": _candidates(facts),
-         "lines": ["* is recommended. 95 % intervals; differences are paired, each by itself. Seconds are those of one "
-                   "training, + what it shares with others (teachers, continued pretraining). Checkpoints and "
-                   f"settings were chosen by {facts['metric']['chosen_by']} on labelled rows that are not tested.",
+         "lines": [f"{mark}95 % intervals; differences are paired, each by itself. Seconds are those of one "
+                   "training, + what it shares with others (teachers, continued pretraining).",
+                   f"{facts['model']}, trained on {facts['rows']['train']:,} labelled rows "
+                   f"({facts['rows']['shots']} of the target); tested on {facts['test_rows']:,} rows. "
+                   f"{facts['metric']['why'][0].upper()}{facts['metric']['why'][1:]}.",
                    *(f"{one['name']}: {one['words']}" for one in facts["candidates"] if one["words"]),
                    *(f"{one['name']}: {'; '.join(one['happened'])}." for one in facts["candidates"]
                      if one["happened"])]},
@@ -387,8 +435,8 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
                    "interval is above 0; hurts: below 0; no difference shown: it contains 0. The last column is the "
                    "least true difference that such a test would have shown four times in five."]},
         {"title": "Is it above what reads no text?", "table": _constants(facts),
-         "lines": ["No training could see these: they are made of the labels of the test rows. 95 % intervals, each "
-                   "comparison by itself; what is not above both is neither called a help nor recommended."]},
+         "lines": ["These know the labels of the test rows, which no training could see: yardsticks, no models. 95 % "
+                   "intervals, each comparison by itself; what is not above both is not recommended."]},
         {"title": "What it costs", "table": _costs(facts), "lines": []},
     ]  # fmt: skip
     if facts["forgetting"]:
@@ -398,8 +446,7 @@ def sections(facts: dict[str, Any]) -> list[dict[str, Any]]:
     if facts["estimates"]:
         out.append(_estimates(facts["estimates"]))
     out.append({"title": f"Where {slices['of']} fails", "table": _slices(facts),
-                "lines": [f"Worst: {worst['name']}." if worst and worst["difference"]["word"] == GAP[0] else
-                          "No slice is shown to be worse than the rest."]})  # fmt: skip
+                "lines": [weak]})  # fmt: skip
     if found := facts["next"]["texts"]:
         out.append({"title": "What to label next", "table": [["row of the unlabelled table", "guess", "confidence %"],
                     *([f"{one['row']}", one["guess"], f"{100 * one['confidence']:.0f}"] for one in found[:WORST])],
@@ -470,7 +517,7 @@ def html(facts: dict[str, Any], folder: Path) -> str:
                 for name, words in PICTURES.items()]  # fmt: skip
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=_title(facts), sentences=sentences(facts), pictures=pictures,
+    return template.render(title=_title(facts), outcome=outcome(facts), sentences=sentences(facts), pictures=pictures,
                            sections=sections(facts), notes=facts["notes"]) + "\n"  # fmt: skip
 
 
@@ -513,12 +560,12 @@ def plot_pareto(facts: dict[str, Any], file: Path) -> None:
              ylabel=f"{facts['metric']['title']} on {facts['test_rows']:,} test rows, %")  # fmt: skip
     axes.grid(visible=True, alpha=0.25)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False,
-                title="hollow: control; *: recommended", title_fontsize=8)  # fmt: skip
+                title="hollow: control; *: recommended;\nsteps: best for the time", title_fontsize=8)  # fmt: skip
     _save(figure, file)
 
 
 def plot_differences(facts: dict[str, Any], file: Path) -> None:
-    """Draw every comparison with its corrected interval, coloured by its word; hollow where a side has collapsed."""
+    """Draw every comparison with its corrected interval, coloured by its word; pale where a side has collapsed."""
     from matplotlib.figure import Figure
 
     rows = facts["comparisons"][::-1]
@@ -530,14 +577,15 @@ def plot_differences(facts: dict[str, Any], file: Path) -> None:
         effect, sides = one["effect"], [_named(facts, one[side]) for side in ("arm", "control")]
         low, high = 100 * effect["corrected_low"], 100 * effect["corrected_high"]
         value = min(max(100 * effect["value"], low), high)
-        hollow = any(side["collapsed"] for side in sides)
+        counts = _counts(facts, one)
         axes.errorbar(value, height, xerr=[[value - low], [high - value]], fmt="o", capsize=3,
-                      color=colours[effect["word"]], markerfacecolor="white" if hollow else None)  # fmt: skip
+                      color=colours[effect["word"]] if counts else "0.8")  # fmt: skip
         names.append(" against ".join(map(_flagged, sides)))
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel(f"difference in {facts['metric']['title']}, points, with Holm-corrected intervals")
+    axes.set_xlabel(f"difference in {facts['metric']['title']}, points, with Holm-corrected intervals\n"
+                    "green: helps, red: hurts, grey: no difference shown, pale: a side has collapsed")  # fmt: skip
     axes.grid(visible=True, axis="x", alpha=0.25)
     _save(figure, file)
 

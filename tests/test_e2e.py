@@ -72,14 +72,14 @@ def test_quickstart_trains_with_the_defaults(quickstart):
 def test_quickstart_ends_with_the_whole_table(quickstart):
     output, printed, _ = quickstart
     table = printed[printed.rindex("| arm") :]
-    for arm in ("majority class", "TF-IDF + logistic regression", "frozen", "lora", "full"):
+    for arm in ("commonest training label", "TF-IDF + logistic regression", "frozen", "lora", "full"):
         assert table.count(f"\n| {arm} ") == 1, arm
     for column in ("target accuracy", "macro-F1", "source accuracy", "seconds", "trainable", "MB"):
         assert column in table
     assert "hf-transfer predict" in table
     assert "hf-transfer report" in table
     rows = {row["arm"]: row for row in json.loads((output / "report.json").read_text())}
-    assert rows["majority class"]["accuracy"] == 0.5
+    assert rows["commonest training label"]["accuracy"] == 0.5
     assert rows["TF-IDF + logistic regression"]["accuracy"] < 0.9
     for arm in ("frozen", "lora", "full"):
         assert 0.7 < rows[arm]["accuracy"] <= 1.0

@@ -84,7 +84,7 @@ def test_references_are_the_test_rows_own_labels():
     counts = np.bincount(labels, minlength=4)
     by = metric.load("accuracy", names(4))
     most, mix = references(labels, names(4), by)
-    assert (most.words, mix.words) == ("commonest label of the target", "labels by the target's own mix")
+    assert (most.words, mix.words) == ("commonest label of the target (c2)", "labels by the target's own mix")
     assert most.score(by) == counts.max() / 300
     assert mix.score(by) == pytest.approx(((counts / 300) ** 2).sum())
     for name in metric.NAMES:
@@ -189,9 +189,11 @@ def test_a_label_that_is_always_missed_is_a_collapse():
 def test_small_tests_speak_small():
     assert small_test({"a": 50, "b": 50}, 0.1) == ""
     assert small_test({"a": 181, "b": 20, "never": 0}, 0.1) == ""
-    said = "A small test: 99 rows, 19 of them 'b'; only a difference of about 12 points or more could be shown at all."
-    assert small_test({"a": 80, "b": 19}, 0.123) == said
-    assert small_test({"a": 500, "b": 19}, 0.04).startswith("A small test: 519 rows, 19 of them 'b'")
+    said = "the fewest of them labelled 'b' (19); a true difference of less than about 12 points would often be missed"
+    assert small_test({"a": 80, "b": 19}, 0.123) == f"A small test: 99 rows, {said} (80 % power)."
+    assert small_test({"a": 500, "b": 19}, 0.04).startswith(
+        "A small test: 519 rows, the fewest of them labelled 'b' (19)"
+    )
     assert "about 100 points" in small_test({"a": 2, "b": 2}, 1.7)
 
 

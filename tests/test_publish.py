@@ -519,7 +519,7 @@ SPOILED = {
         ["model.safetensors is damaged"]),
     "damaged plot": (lambda run: (run / "report.png").write_bytes(b"x"), ["report.png is damaged"]),
     "run of an earlier version": (lambda run: edit(run / "run.json", lambda content: content | {"format": 1}),
-        ["made by another version (format 1, this one reads 3)", "make the run again"]),
+        ["made by another version (format 1, this one reads 4)", "make the run again"]),
     "damaged config": (lambda run: (run / "config.json").write_text('{"a": '), ["config.json is damaged"]),
     "damaged weights": (lambda run: (run / "model.safetensors").write_bytes(b""), ["model.safetensors is damaged"]),
     "weights of another kind": (pickle_weights, ["no model.safetensors", "never shared"]),

@@ -288,7 +288,7 @@ def test_what_an_earlier_run_found_out_is_not_asked_again(frozen, tmp_path, monk
     monkeypatch.setattr(methods.load("frozen"), "_score_by_layer", None)
     after = recipe(frozen(model, tmp_path / "after")).choices
     assert after["cached_encoding_seconds"] > 0
-    assert after["validation_score_by_layer"] == before["validation_accuracy_by_layer"]
+    assert after["validation_score_by_layer"] == before["validation_score_by_layer"]
     assert after["layer"] == before["layer"]
 
 

@@ -65,7 +65,7 @@ def _tested(name, answers, classes, happened):
     if name not in SIMPLE:
         runs = [SimpleNamespace(folder=Path(f"runs/{name}-seed{seed}"), choices={}, command="hf-transfer run finetune",
                                 metrics={"target_test": {"n": answers.shape[1]}}, seconds={"predict": 1.0},
-                                happened=happened) for seed in range(len(answers))]  # fmt: skip
+                                happened=happened, model="tiny/encoder") for seed in range(len(answers))]  # fmt: skip
     parameters = 20_000 if name in SIMPLE else 4_226 if name == "frozen" else 22_713_986
     return findings.Tested(name, logits, runs, 0.0, SECONDS.get(name, 120.0), parameters * 8 / 1e6, parameters, 900)
 

@@ -55,9 +55,9 @@ def references(labels: np.ndarray, label_names: list[str], metric: Metric, of: s
         of: whose rows they are.
     """
     counts = np.bincount(labels, minlength=len(label_names))
-    constants = np.eye(len(label_names))
+    constants, most = np.eye(len(label_names)), int(counts.argmax())
     out = [
-        Reference(COMMONEST, f"commonest label of the {of}", constants[counts.argmax()], labels),
+        Reference(COMMONEST, f"commonest label of the {of} ({label_names[most]})", constants[most], labels),
         Reference(MIX, f"labels by the {of}'s own mix", counts / counts.sum(), labels),
     ]
     if metric.name.startswith(OF_LABEL):
