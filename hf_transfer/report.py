@@ -137,9 +137,8 @@ def recalls(found: dict[str, float]) -> str:
 
 def with_interval(value: float, interval: Any, sign: str = "") -> str:
     """Return a share in per cent with its interval, where it has one; `sign` "+" shows the sign."""
-    exact = (
-        0.0 if abs(one) < 1e-9 else 100 * one for one in (value, *(interval or ()))
-    )  # -0.0 is below 0, not rounding
+    # "-0.0" says that a bound is below 0, which what is equal but for rounding is not
+    exact = (0.0 if abs(one) < 1e-9 else 100 * one for one in (value, *(interval or ())))
     shown = [f"{one:{sign}.1f}" for one in exact]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]" if interval else shown[0]
 

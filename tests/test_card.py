@@ -468,7 +468,7 @@ LIMITS = {
     "constant": (
         {"metrics__differences__target_test__commonest": difference(-0.1, -0.2, -0.01),
          "metrics__differences__target_test__majority": difference(0.0, -0.1, 0.1)},
-        "By accuracy it is worse than what reads no text: commonest label of the target.",
+        "By accuracy it is worse than what reads no text: commonest label of the target (negative).",
     ),
     "small": (
         {"metrics__target_test__n": 199},
