@@ -259,6 +259,8 @@ def _open(folder: Path, arguments: Arguments) -> dict[str, Any]:
         return {"question": question, "seconds": {}, "other": 0.0, "started": {}, "stopped": {},
                 "again": [], "failed": {}}  # fmt: skip
     state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if "started" not in state:
+        raise UserError(f"{folder} holds a comparison that was made by another version; name a new --output_dir.")
     then = state["question"]
     if changed := sorted(key for key in {*then, *question} if then.get(key) != question.get(key)):
         raise UserError(f"{folder} holds a comparison with other values of {', '.join(changed)}; give the same to go "

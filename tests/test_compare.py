@@ -368,6 +368,10 @@ def test_other_questions_and_other_files_are_refused(done, folder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
         compare(flags(folder, output_dir=str(tmp_path)))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "compare.json").write_text('{"question": {}, "seconds": {}, "other": 0.0, "failed": {}}')
+    with pytest.raises(UserError, match="a comparison that was made by another version; name a new --output_dir"):
+        compare(flags(folder, output_dir=str(tmp_path / "old")))
     leaking = conftest.write_table(tmp_path / "leak.jsonl", texts_of(160, 0) + texts_of(120, 1, MARKER)[:5])
     with pytest.raises(UserError, match="LEAK: 5 labelled rows to train on are also target test rows"):
         compare(flags(folder, source=str(leaking), output_dir=str(tmp_path / "out")))
