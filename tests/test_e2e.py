@@ -21,6 +21,7 @@ from hf_transfer.arguments import best_precision
 from hf_transfer.cli import main
 from hf_transfer.models import DEFAULT_ID, default_model
 from hf_transfer.results import load_run
+from hf_transfer.statistics.effects import conflict
 
 REVIEWS = conftest.REPOSITORY.parent / "shared" / "data" / "amazon_mds"
 
@@ -141,6 +142,38 @@ def test_frozen_on_real_reviews(recipe, tmp_path):
     classify = pipeline("text-classification", str(run.folder))
     loaded = classify([texts[row] for row in said["row"]], truncation=True, batch_size=8)
     assert [entry["label"] for entry in loaded] == list(said["prediction"])
+
+
+@pytest.mark.skipif(not REVIEWS.is_dir(), reason="needs the Amazon reviews beside the repository (../shared/data)")
+@pytest.mark.parametrize("mix", ["90 / 10", "65 / 25 / 10"])
+def test_another_mix_of_labels_does_not_mislead(mix, recipe, tmp_path):
+    """What is not shown above the commonest label of the target is not said to help; conflicts are said first."""
+    spec = importlib.util.spec_from_file_location("skewed", conftest.REPOSITORY / "benchmarks" / "skewed_labels.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    shares = benchmark.MIXES[mix]
+    files = {}
+    for name, wanted in (("books", dict.fromkeys(shares, 1 / len(shares))), ("kitchen", shares)):
+        rows = benchmark.thinned(benchmark.labelled(REVIEWS, name, three=len(shares) == 3), wanted, 240, seed=0)
+        files[name] = str(conftest.write_table(tmp_path / f"{name}.jsonl", rows))
+    given = ["--method", "frozen", "--source", files["books"], "--target", files["kitchen"],
+             "--validation_fraction", "0", "--test_fraction", "0", "--max_length", "48", "--quiet", "--seed", "0"]  # fmt: skip
+    by_default = recipe([*given, "--output_dir", str(tmp_path / "default")])
+    assert (by_default.metric, by_default.chosen_by) == ("macro_f1", "accuracy")
+    by_accuracy = recipe([*given, "--metric", "accuracy", "--output_dir", str(tmp_path / "accuracy")])
+    assert by_accuracy.metric == by_accuracy.chosen_by == "accuracy"
+    most = by_accuracy.metrics["references"]["target_test"]["commonest"]
+    assert most["accuracy"] == pytest.approx(max(shares.values()), abs=0.01)
+    for run in (by_default, by_accuracy):
+        differences = run.metrics["differences"]["target_test"]
+        above = all(differences[name]["low"] > 0 for name in run.metrics["references"]["target_test"])
+        torn = any(conflict(one["accuracy"], one["macro_f1"]) for one in differences.values())
+        assert above or "frozen helps" not in run.verdict
+        assert run.verdict.startswith("Accuracy and macro-F1 disagree") == torn
+        assert ("nothing is recommended" in run.verdict) == (torn and run is by_default)
+    below = by_accuracy.metrics["differences"]["target_test"]["commonest"]
+    assert below["low"] <= 0, "so few rows of the source are not worth more than one label for all"
+    assert "the commonest label of the target" in by_accuracy.verdict
 
 
 def test_a_changed_encoder_is_refused(monkeypatch):
