@@ -152,11 +152,12 @@ def verdict(run: Run, shown: Callable[[str], str] = str) -> str:
     """
     which = test_set(run)
     scores, differences = run.metrics[which], run.metrics["differences"][which]
-    names = {name: one["name"] for name, one in
-             {**run.metrics["controls"], **run.metrics["references"][which]}.items()}  # fmt: skip
+    names = {name: one["name"] for name, one in {**run.metrics["controls"], **run.metrics["references"][which]}.items()}
     title, n = shown(metric.title(run.metric)), scores["n"]
     out = []
-    torn = [name for name, one in differences.items() if conflict(one["accuracy"], one["macro_f1"])]
+    known = run.metrics["references"][which]
+    torn = [name for name in (*known, *run.metrics["controls"])
+            if conflict(differences[name]["accuracy"], differences[name]["macro_f1"])]  # fmt: skip
     if torn:
         first = differences[torn[0]]
         settled = run.arguments.get("metric") is not None
@@ -167,7 +168,7 @@ def verdict(run: Run, shown: Callable[[str], str] = str) -> str:
     difference, other = differences["tfidf"], shown(names["tfidf"]) + (" (collapsed)" if lost else "")
     words = "helps" if difference["low"] > 0 else "hurts" if difference["high"] < 0 else "shows no difference"
     gained = f"{_gain(difference)} points of {title}"
-    if below := [name for name in run.metrics["references"][which] if differences[name]["low"] <= 0]:
+    if below := [name for name in known if differences[name]["low"] <= 0]:
         worst = min(below, key=lambda name: differences[name]["value"])
         how = "is worse than" if differences[worst]["high"] < 0 else "is not shown to be better than"
         out.append(f"{run.arm} {how} the {shown(names[worst])} for every text: {_gain(differences[worst])} points of "

@@ -86,24 +86,21 @@ def _worse_than(facts: dict[str, Any], control: str) -> bool:
 
 
 def _conflicts(facts: dict[str, Any]) -> list[str]:
-    found = facts["verdict"]["conflicts"]
-    if not found:
+    if not (found := facts["verdict"]["conflicts"]):
         return []
-    first, names = found[0], list(dict.fromkeys(one["arm"] for one in found))
-    arm = _named(facts, first["arm"])
-    other = next(one for one in (*facts["references"], *facts["candidates"])
-                 if first["control"] in (one.get("key"), one["name"]))  # fmt: skip
+    known = {one["key"]: one | {"name": f"the {one['name']}"} for one in facts["references"]}
+    first = min(found, key=lambda one: one["control"] not in known)  # a control may have collapsed
+    arm, other = _named(facts, first["arm"]), known.get(first["control"]) or _named(facts, first["control"])
     said = []
     for key, title in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
         how = "below" if first[key]["high"] < 0 else "above"
-        said.append(f"by {title} {arm['name']} ({100 * arm[key]:.1f} %) is {how} the {other['name']}, "
+        said.append(f"by {title} {arm['name']} ({100 * arm[key]:.1f} %) is {how} {other['name']}, "
                     f"{100 * other[key]:.1f} %: {_span(first[key], '+')} points")  # fmt: skip
-    more = f"; so {'is' if len(names) == 2 else 'are'} {', '.join(names[1:])}" if len(names) > 1 else ""
-    end = (
-        f". --metric {facts['metric']['name']} decides here."
-        if facts["metric"]["settled"]
-        else ". Nothing is recommended: run again with --metric accuracy or --metric macro_f1, whichever counts."
-    )
+    others = [name for name in dict.fromkeys(one["arm"] for one in found) if name != first["arm"]]
+    more = f"; so {'is' if len(others) == 1 else 'are'} {', '.join(others)}" if others else ""
+    end = ". Nothing is recommended: run again with --metric accuracy or --metric macro_f1, whichever counts."
+    if facts["metric"]["settled"]:
+        end = f". --metric {facts['metric']['name']} decides here."
     return [f"Accuracy and macro-F1 disagree: {'; '.join(said)}{more}{end}"]
 
 

@@ -157,7 +157,8 @@ def test_another_mix_of_labels_does_not_mislead(mix, recipe, tmp_path):
         rows = benchmark.thinned(benchmark.labelled(REVIEWS, name, three=len(shares) == 3), wanted, 240, seed=0)
         files[name] = str(conftest.write_table(tmp_path / f"{name}.jsonl", rows))
     given = ["--method", "frozen", "--source", files["books"], "--target", files["kitchen"],
-             "--validation_fraction", "0", "--test_fraction", "0", "--max_length", "48", "--quiet", "--seed", "0"]  # fmt: skip
+             "--validation_fraction", "0", "--test_fraction", "0", "--max_length", "48", "--quiet", "--seed",
+             "0"]  # fmt: skip
     by_default = recipe([*given, "--output_dir", str(tmp_path / "default")])
     assert (by_default.metric, by_default.chosen_by) == ("macro_f1", "accuracy")
     by_accuracy = recipe([*given, "--metric", "accuracy", "--output_dir", str(tmp_path / "accuracy")])
