@@ -153,17 +153,20 @@ def verdict(run: Run, shown: Callable[[str], str] = str) -> str:
     which = test_set(run)
     scores, differences = run.metrics[which], run.metrics["differences"][which]
     names = {name: one["name"] for name, one in {**run.metrics["controls"], **run.metrics["references"][which]}.items()}
-    title, n = shown(metric.title(run.metric)), scores["n"]
-    out = []
+    title, n, arm = shown(metric.title(run.metric)), scores["n"], shown(run.arm)
+    settled, out = run.arguments.get("metric") is not None, []
     known = run.metrics["references"][which]
     torn = [name for name in (*known, *run.metrics["controls"])
             if conflict(differences[name]["accuracy"], differences[name]["macro_f1"])]  # fmt: skip
     if torn:
         first = differences[torn[0]]
-        settled = run.arguments.get("metric") is not None
-        out.append(f"Accuracy and macro-F1 disagree: against {listed([shown(names[name]) for name in torn])}, "
-                   f"{_gain(first['accuracy'])} points of accuracy and {_gain(first['macro_f1'])} of macro-F1"
-                   + ("." if settled else "; nothing is recommended until --metric says which counts."))  # fmt: skip
+        others = f" (so it is against {listed([names[name] for name in torn[1:]])})" if torn[1:] else ""
+        out.append(
+            f"Accuracy and macro-F1 disagree: against {shown(names[torn[0]])} {arm} has "
+            f"{_gain(first['accuracy'])} points of accuracy and {_gain(first['macro_f1'])} of macro-F1"
+            + shown(others)
+            + ("." if settled else "; nothing is recommended until --metric says which counts.")
+        )
     lost = run.metrics["controls"]["tfidf"][which]["collapsed"]
     difference, other = differences["tfidf"], shown(names["tfidf"]) + (" (collapsed)" if lost else "")
     words = "helps" if difference["low"] > 0 else "hurts" if difference["high"] < 0 else "shows no difference"
@@ -171,14 +174,14 @@ def verdict(run: Run, shown: Callable[[str], str] = str) -> str:
     if below := [name for name in known if differences[name]["low"] <= 0]:
         worst = min(below, key=lambda name: differences[name]["value"])
         how = "is worse than" if differences[worst]["high"] < 0 else "is not shown to be better than"
-        out.append(f"{run.arm} {how} the {shown(names[worst])} for every text: {_gain(differences[worst])} points of "
-                   f"{title} on {n} rows; against {other} {gained}.".replace("the labels by", "labels by"))  # fmt: skip
-    elif torn and run.arguments.get("metric") is None:
+        out.append(f"{arm} {how} {shown(names[worst])}, which reads no text: {_gain(differences[worst])} points of "
+                   f"{title} on {n} rows; against {other} {gained}.")  # fmt: skip
+    elif torn and not settled:
         out.append(f"Against {other}: {gained} on {n} rows.")
     else:
-        out.append(f"{run.arm} {words} against {other}: {gained} on {n} rows.")
+        out.append(f"{arm} {words} against {other}: {gained} on {n} rows.")
     if scores["collapsed"]:
-        out.append(f"Collapsed: {run.arm} {shown(scores['collapsed'])}; it has not learned to tell labels apart, try "
+        out.append(f"Collapsed: {arm} {shown(scores['collapsed'])}; it has not learned to tell labels apart, try "
                    "more --num_train_epochs.")  # fmt: skip
     if lost:
         out.append(f"Collapsed: {shown(names['tfidf'])} {shown(lost)}; to beat it shows little.")

@@ -342,6 +342,52 @@ def test_a_run_is_named_by_what_happened(tmp_path):
     assert "What happened" not in run_report(plain)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [((-0.2, -0.01), "is worse than"), ((-0.1, 0.0), "is not shown to be better than"),
+     ((-0.1, 0.1), "is not shown to be better than")],
+)  # fmt: skip
+def test_what_is_not_above_a_constant_does_not_help(tmp_path, bounds, words):
+    run = make_run(tmp_path / "run", gain=(0.3, 0.2, 0.4))
+    run.metrics["differences"]["target_test"]["commonest"] = difference(sum(bounds) / 2, *bounds)
+    assert verdict(run).startswith(f"lora {words} {COMMONEST}, which reads no text: ")
+    assert f"on 200 rows; against {TFIDF} +30.0 [+20.0, +40.0] points of accuracy." in verdict(run)
+    assert "helps" not in verdict(run)
+
+
+def test_metrics_that_disagree_are_said_first(tmp_path):
+    run = make_run(tmp_path / "run", gain=(0.3, 0.2, 0.4))
+    torn = {**difference(0.1, 0.05, 0.15), "accuracy": {"value": -0.1, "low": -0.15, "high": -0.05}}
+    run.metrics["differences"]["target_test"] |= {"commonest": torn, "majority": torn}
+    assert verdict(run).startswith(
+        f"Accuracy and macro-F1 disagree: against {COMMONEST} lora has -10.0 [-15.0, -5.0] points of accuracy and "
+        f"+10.0 [+5.0, +15.0] of macro-F1 (so it is against {MAJORITY}); nothing is recommended until --metric says which "
+        "counts. Against")  # fmt: skip
+    assert "helps" not in verdict(run)
+    run.arguments["metric"] = "macro_f1"
+    assert "nothing is recommended" not in verdict(run)
+    assert f"lora helps against {TFIDF}" in verdict(run)
+
+
+def test_a_label_that_is_hardly_found_shows_all_recalls(three):
+    rows = rows_of(three)
+    assert "recall by label" not in table(rows), "of the constant none is expected"
+    rows[-1]["recall"]["pos"] = 0.09
+    assert "| recall by label " in table(rows)
+    assert "| neg 82, pos 9 " in table(rows)
+
+
+def test_another_metric_has_a_column_of_its_own(tmp_path):
+    run = make_run(tmp_path / "run", metric="balanced_accuracy")
+    for part in (run.metrics["target_test"], *(one["target_test"] for one in run.metrics["controls"].values())):
+        part["balanced_accuracy"] = 0.7
+        part["intervals"]["balanced_accuracy"] = [0.65, 0.75]
+    found = table(rows_of([run])).splitlines()
+    assert cells(found[0])[3] == "balanced accuracy"
+    assert cells(found[0])[5] == "vs TF-IDF, points of balanced accuracy"
+    assert cells(found[-1])[3] == "70.0 [65.0, 75.0]"
+
+
 def test_without_a_target_the_source_is_the_headline(tmp_path):
     run = make_run(tmp_path / "run", gain=(0.05, 0.01, 0.09))
     assert test_set(run) == "target_test"
