@@ -361,8 +361,9 @@ def test_metrics_that_disagree_are_said_first(tmp_path):
     run.metrics["differences"]["target_test"] |= {"commonest": torn, "majority": torn}
     assert verdict(run).startswith(
         f"Accuracy and macro-F1 disagree: against {COMMONEST} lora has -10.0 [-15.0, -5.0] points of accuracy and "
-        f"+10.0 [+5.0, +15.0] of macro-F1 (so it is against {MAJORITY}); nothing is recommended until --metric says which "
-        "counts. Against")  # fmt: skip
+        f"+10.0 [+5.0, +15.0] of macro-F1 (so it is against {MAJORITY}); nothing is recommended until --metric says "
+        "which counts. Against"
+    )
     assert "helps" not in verdict(run)
     run.arguments["metric"] = "macro_f1"
     assert "nothing is recommended" not in verdict(run)
