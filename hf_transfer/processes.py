@@ -15,7 +15,7 @@ from typing import Any
 
 LOOK = 0.2  # seconds between two looks at the clock
 PATIENCE = 5  # seconds that a process has to end by itself
-# what every recipe imports: loaded once, every process begins as a copy; ours first, which hushes a line of bitsandbytes
+# what every recipe imports: loaded once, a process begins as a copy; ours first, which hushes a line of bitsandbytes
 PRELOAD = ["hf_transfer", "datasets", "peft", "sklearn.linear_model", "transformers.trainer", "hf_transfer.finish"]
 
 
