@@ -16,7 +16,7 @@ import numpy as np
 from hf_transfer.controls import CONSTANT
 from hf_transfer.errors import UserError
 from hf_transfer.happened import what_happened
-from hf_transfer.report import test_set, verdict
+from hf_transfer.report import target_labels, test_set, verdict
 from hf_transfer.results import Run, longest_text
 from hf_transfer.statistics import metric
 
@@ -243,16 +243,6 @@ def _predictions(run: Run) -> Any:
 def sources(run: Run) -> list[str]:
     """Return the names of the source domains."""
     return [name for name in run.data["domains"] if name != run.data["target"]]
-
-
-def target_labels(run: Run) -> str | None:
-    """Say in words how many target labels training saw; None if it saw none."""
-    shots = run.arguments["target_shots"]
-    if run.data["target"] is None or shots == "0":
-        return None
-    if shots == "all":
-        return "all target labels outside the test rows"
-    return f"{shots} target label{'' if shots == '1' else 's'} a class"
 
 
 def from_embedded_corpus(run: Run) -> bool:

@@ -282,7 +282,8 @@ def by_labels(facts: dict[str, Any]) -> list[str]:
         first, begin = best["labelled"]["compared"], f"By labelled rows of {domain}, which were not used,"
         score = f"{with_interval(first['score'], first['interval'])} % {title}"
         if mine is None:
-            out.append(f"{begin} {best['name']} is the best: {score}.")
+            equal = [run["name"] for run in runs if run["labelled"]["compared"]["score"] == first["score"]]
+            out.append(f"{begin} {listed(equal)} {'are' if len(equal) > 1 else 'is'} the best: {score}.")
         elif first["score"] > (other := mine["labelled"]["compared"])["score"]:
             apart = first["interval"][0] > other["interval"][1]
             out.append(f"{begin} {best['name']} is better than {mine['name']}: {score} against "

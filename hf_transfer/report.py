@@ -113,8 +113,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             *(with_interval(*own) if row["metric"] == name else "" for name in more),
             *[recalls(row["recall"])] * missed,
             "" if row["source_accuracy"] is None else f"{100 * row['source_accuracy']:.1f}",
-            "" if difference is None else with_interval(difference["value"], (difference["low"], difference["high"]),
-                                                        "+"),
+            "" if difference is None else " ".join([_gain(difference), *[metric.title(row["metric"])] * (len(by) > 1)]),
             "" if row["seconds"] is None else f"{row['seconds']:.1f}",
             "" if row["trainable_parameters"] is None else f"{row['trainable_parameters']:,}",
             "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,}",
@@ -141,6 +140,16 @@ def with_interval(value: float, interval: Any, sign: str = "") -> str:
     exact = (0.0 if abs(one) < 1e-9 else 100 * one for one in (value, *(interval or ())))
     shown = [f"{one:{sign}.1f}" for one in exact]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]" if interval else shown[0]
+
+
+def target_labels(run: Run) -> str | None:
+    """Say in words how many target labels training saw; None if it saw none."""
+    shots = run.arguments.get("target_shots", "0")
+    if run.data["target"] is None or shots == "0":
+        return None
+    if shots == "all":
+        return "all target labels outside the test rows"
+    return f"{shots} target label{'' if shots == '1' else 's'} a class"
 
 
 def verdict(run: Run, shown: Callable[[str], str] = str) -> str:
@@ -185,6 +194,10 @@ def verdict(run: Run, shown: Callable[[str], str] = str) -> str:
                    "more --num_train_epochs.")  # fmt: skip
     if lost:
         out.append(f"Collapsed: {shown(names['tfidf'])} {shown(lost)}; to beat it shows little.")
+    if target_labels(run) and not run.arguments.get("target_only"):
+        out.append(
+            "Not verified: what the source adds to the target's labels (hf-transfer compare trains on these alone)."
+        )
     support = {label: int(part["support"]) for label, part in scores["per_class"].items()}
     if small := small_test(support, difference["detectable"]):
         out.append(shown(small))
@@ -287,7 +300,8 @@ def write_report(folders: list[str], output_dir: str | None = None) -> tuple[str
     where.mkdir(parents=True, exist_ok=True)
     files = [where / f"report.{kind}" for kind in ("md", "json", "png")]
     lines = ["# Runs", "", text, "", "Scores in %, with 95 % bootstrap intervals over the test rows.", "",
-             "![accuracy against seconds](report.png)", "", *[f"- {verdict(run)}" for run in runs], ""]  # fmt: skip
+             "![accuracy against seconds](report.png)", "",
+             *[f"- {run.folder.name}: {verdict(run)}" for run in runs], ""]  # fmt: skip
     fingerprints = {run.data["fingerprint"] for run in runs}
     if len(fingerprints) > 1:
         care = f"These runs are on {len(fingerprints)} different data sets or splits; compare with care."

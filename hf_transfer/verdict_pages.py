@@ -101,7 +101,14 @@ def _conflicts(facts: dict[str, Any]) -> list[str]:
     end = ". Nothing is recommended: run again with --metric accuracy or --metric macro_f1, whichever counts."
     if facts["metric"]["settled"]:
         end = f". --metric {facts['metric']['name']} decides here."
-    return [f"Accuracy and macro-F1 disagree: {'; '.join(said)}{more}{end}"]
+    out = [f"Accuracy and macro-F1 disagree: {'; '.join(said)}{more}{end}"]
+    above = [one for one in facts["candidates"] if (sides := _beside(facts, one["name"])) and all(
+        side[key]["low"] > 0 for side in sides for key in ("accuracy", "macro_f1"))]  # fmt: skip
+    if above:
+        shown = [f"{one['name']} ({100 * one['accuracy']:.1f} % accuracy, {100 * one['macro_f1']:.1f} % macro-F1)"
+                 for one in sorted(above, key=lambda one: -one["score"])]  # fmt: skip
+        out.append(f"Above what reads no text by both: {', '.join(shown)}.")
+    return out
 
 
 def _recommended(facts: dict[str, Any]) -> list[str]:
@@ -192,8 +199,8 @@ def _not_verified(facts: dict[str, Any]) -> list[str]:
             run.startswith(f"{name}-seed") for run in facts["left_out"])]:  # fmt: skip
         out.append(f"Not verified: anything against {', '.join(missing)}, which could not be trained (see Left out).")
     if few := [name for name, seeds in trained.items() if seeds < facts["seeds"]]:
-        out.append(f"Not verified: {facts['seeds']} seeds of {', '.join(few)}; another seed may move them as far as it "
-                   "moves the others.")  # fmt: skip
+        out.append(f"Not verified: further seeds of {', '.join(few)}, which were trained less often than the others "
+                   "and may vary as much.")  # fmt: skip
     if short := [
         one["name"] for one in facts["candidates"] if any("by the budget" in words for words in one["happened"])
     ]:

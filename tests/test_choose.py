@@ -499,6 +499,9 @@ def test_which_run_labels_prefer():
     assert by_labels(facts | {"recommended": "b"}) == []
     assert by_labels(facts | {"recommended": "c"}) == [], "it has none to hold against"
     assert by_labels(facts | {"recommended": None}) == [f"{begin}the best: 90.0 [88.0, 92.0] % accuracy."]
+    runs[0]["labelled"] = of(0.9, 0.88, 0.92)
+    (tied,) = by_labels(facts | {"recommended": None})
+    assert tied.endswith(" not used, a, b are the best: 90.0 [88.0, 92.0] % accuracy.")
 
 
 @pytest.mark.recipe

@@ -267,7 +267,9 @@ def test_a_source_worse_than_the_commonest_label_may_mean_the_same():
     assert 0.7 < numbers["source_probe_on_target"] < 0.85 < numbers["commonest_label_share"] == 0.9
     assert (numbers["source_probe_below_commonest_label"], numbers["source_probe_below_guessing"]) == (True, False)
     assert (found.answer, found.untold) == ("no", ""), "another mix of labels is no other meaning"
-    assert found.first.startswith("A probe of the source does worse than the target's commonest label: it is right on ")
+    assert found.first.startswith(
+        "A probe of the source does worse, by accuracy, than the target's commonest label: it is right on "
+    )
     assert "mean" not in found.first.replace("mean recall", "")
     assert "turned" not in found.first
 

@@ -370,6 +370,16 @@ def test_metrics_that_disagree_are_said_first(tmp_path):
     assert f"lora helps against {TFIDF}" in verdict(run)
 
 
+def test_what_the_source_adds_to_target_labels_is_not_verified(tmp_path):
+    words = "Not verified: what the source adds to the target's labels (hf-transfer compare trains on these alone)."
+    run = make_run(tmp_path / "run")
+    assert words not in verdict(run)
+    run.arguments["target_shots"] = "all"
+    assert words in verdict(run)
+    run.arguments["target_only"] = True
+    assert words not in verdict(run), "it has no source"
+
+
 def test_a_label_that_is_hardly_found_shows_all_recalls(three):
     rows = rows_of(three)
     assert "recall by label" not in table(rows), "of the constant none is expected"
@@ -387,6 +397,17 @@ def test_another_metric_has_a_column_of_its_own(tmp_path):
     assert cells(found[0])[3] == "balanced accuracy"
     assert cells(found[0])[5] == "vs TF-IDF, points of balanced accuracy"
     assert cells(found[-1])[3] == "70.0 [65.0, 75.0]"
+
+
+def test_runs_judged_by_different_metrics_say_which(tmp_path):
+    plain = make_run(tmp_path / "plain")
+    balanced = make_run(tmp_path / "balanced", metric="macro_f1")
+    shown = [line for line in table(rows_of([plain, balanced])).splitlines() if line.startswith("| lora")]
+    assert [("points" in line, " accuracy |" in line, " macro-F1 |" in line) for line in shown] == [
+        (False, True, False), (False, False, True)]  # fmt: skip
+    text = write_report([str(plain.folder), str(balanced.folder)])[1][0].read_text(encoding="utf-8")
+    assert "\n- plain: " in text
+    assert "\n- balanced: " in text
 
 
 def test_without_a_target_the_source_is_the_headline(tmp_path):

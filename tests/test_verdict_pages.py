@@ -48,6 +48,18 @@ def test_every_case_is_read_rightly(verdicts):
     assert not any("helps (" in words for words in sentences(verdicts["metrics disagree"]))
 
 
+def test_what_is_above_the_references_by_both_metrics_is_named_beside_a_conflict():
+    facts = found(**cases()["metrics disagree"])
+    start = "Above what reads no text by both: "
+    assert not any(words.startswith(start) for words in sentences(facts)), "every arm is below one by accuracy"
+    for one in facts["against_references"]:
+        if one["arm"] == "full":
+            one["accuracy"] = {"value": 0.1, "low": 0.05, "high": 0.15}
+    assert line(facts, start) == f"{start}full (56.0 % accuracy, 53.7 % macro-F1)."
+    facts["against_references"] = []
+    assert not any(words.startswith(start) for words in sentences(facts)), "nothing is above what was not there"
+
+
 def test_one_line_an_arm(verdicts):
     facts = verdicts["hurts"]
     assert line(facts, "frozen: ") == (
@@ -157,7 +169,7 @@ def test_what_was_not_verified_is_said():
     unsure = [words for words in sentences(facts) if words.startswith("Not verified: ")]
     assert [words.split(",")[0].split(";")[0] for words in unsure] == [
         "Not verified: anything against target_only+full",
-        "Not verified: 2 seeds of frozen",
+        "Not verified: further seeds of frozen",
         "Not verified: full training of frozen",
     ]
     assert "frozen (2 of 4 epochs, by the budget)" in [row[0] for row in _candidates(facts)]

@@ -125,8 +125,8 @@ def _first(numbers: dict[str, Any], *, apart: bool | None) -> str:
     if not numbers["source_probe_below_commonest_label"]:
         return ""
     untold = " Whether the labels mean something else can't be told." if apart is None else ""
-    return (f"A probe of the source does worse than the target's commonest label: it is {right} ({recalls}), that "
-            f"label has {share}, {_own(numbers)}.{untold}")  # fmt: skip
+    return (f"A probe of the source does worse, by accuracy, than the target's commonest label: it is {right} "
+            f"({recalls}), that label has {share}, {_own(numbers)}.{untold}")  # fmt: skip
 
 
 def _own(numbers: dict[str, Any]) -> str:
