@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_transfer.compare import compare
-from hf_transfer.verdict_pages import sentences
+from hf_transfer.verdict_words import sentences
 
 HERE = Path(__file__).resolve().parent
 PAIRS = ("books:kitchen", "electronics:dvd")

@@ -172,10 +172,8 @@ def _difference(
     shares: Callable[[Metric], tuple[np.ndarray, np.ndarray]], labels: np.ndarray, by: Metric
 ) -> dict[str, Any]:
     names = by.label_names
-    found = {}
-    for each in (metric.load("accuracy", names), metric.load("macro_f1", names), by):
-        one, other = shares(each)
-        found[each.name] = paired(one, other, labels)
+    every = {each.name: each for each in (metric.load("accuracy", names), metric.load("macro_f1", names), by)}
+    found = {name: paired(*shares(each), labels) for name, each in every.items()}
     sides = {name: {"value": found[name].value, "low": found[name].low, "high": found[name].high}
              for name in ("accuracy", "macro_f1")}  # fmt: skip
     effect = found[by.name]

@@ -142,7 +142,8 @@ def judge(
     names = [str(label) for label in range(1 + max(int(labels.max()), *(int(c.predictions.max()) for c in candidates)))]
     accuracy, macro_f1 = metrics.load("accuracy", names), metrics.load("macro_f1", names)
     metric = metric or accuracy
-    tables = {one.name: _scored(candidates, labels, one, references) for one in (metric, accuracy, macro_f1)}
+    every = {one.name: one for one in (metric, accuracy, macro_f1)}
+    tables = {name: _scored(candidates, labels, one, references) for name, one in every.items()}
     score = tables[metric.name]
     right = {one.name: (one.predictions == labels).mean(axis=0) for one in candidates}
 

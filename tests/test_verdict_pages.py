@@ -7,7 +7,8 @@ import pytest
 from verdict_facts import answering, cases, found
 
 from hf_transfer.arms import RANDOM, TARGET_ONLY
-from hf_transfer.verdict_pages import _candidates, _comparisons, markdown, outcome, sentences, write_pages
+from hf_transfer.verdict_pages import _candidates, _comparisons, markdown, write_pages
+from hf_transfer.verdict_words import outcome, sentences
 
 
 @pytest.fixture(scope="module")
