@@ -301,7 +301,8 @@ def write_report(folders: list[str], output_dir: str | None = None) -> tuple[str
     files = [where / f"report.{kind}" for kind in ("md", "json", "png")]
     lines = ["# Runs", "", text, "", "Scores in %, with 95 % bootstrap intervals over the test rows.", "",
              "![accuracy against seconds](report.png)", "",
-             *[f"- {run.folder.name}: {verdict(run)}" for run in runs], ""]  # fmt: skip
+             *[f"- {'' if run.folder.name == run.arm else f'{run.folder.name}: '}{verdict(run)}"
+               for run in runs], ""]  # fmt: skip
     fingerprints = {run.data["fingerprint"] for run in runs}
     if len(fingerprints) > 1:
         care = f"These runs are on {len(fingerprints)} different data sets or splits; compare with care."
